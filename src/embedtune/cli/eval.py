@@ -1,0 +1,75 @@
+"""`embedtune eval MODEL --test FILE [OPTIONS]`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from embedtune.cli.console import Console
+from embedtune.cli.options import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Measure retrieval with a model on the questions of a test file."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Hub id or folder of a Sentence Transformers model or a bare checkpoint."""
+    test: str
+    """Question/passage pairs, in any form that `train` reads."""
+    corpus: str | None = None
+    """Further passages to search in."""
+    against: str | None = None
+    """A second model, to compare with on the same questions and passages."""
+    out: Path | None = None
+    """File to write the results to, as JSON."""
+    anchor_column: str | None = None
+    """Column of the questions, if its name is not recognised."""
+    positive_column: str | None = None
+    """Column of the passages, if its name is not recognised."""
+    max_length: int | None = None
+    """Tokens read of a text; the model's own setting if not given."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the encoder."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Of the resampling."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluate, print the table, write the JSON if asked to."""
+    options = parse(EvalOptions, arguments, command="eval")
+    console = Console()
+    console.note("loading libraries")
+    from embedtune.config import DataConfig, ModelConfig
+    from embedtune.inference import evaluate_models
+
+    results = evaluate_models(
+        ModelConfig(
+            base=options.model,
+            max_length=options.max_length,
+            precision=options.precision,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        ),
+        DataConfig(
+            test=options.test,
+            corpus=options.corpus,
+            anchor_column=options.anchor_column,
+            positive_column=options.positive_column,
+        ),
+        against=options.against,
+        out=options.out,
+        seed=options.seed,
+        reporter=console,
+    )
+    console.comparison(results)
+    if options.out is not None:
+        console.note(f"results: {options.out}")

@@ -1,0 +1,85 @@
+"""`embedtune COMMAND ...`: finds the command, turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from embedtune.errors import EmbedtuneError
+
+COMMANDS = {
+    "train": "fine-tune an encoder on question/passage pairs",
+    "eval": "measure retrieval with a model on a test file",
+    "encode": "embed the texts of a file",
+    "demo": "the whole job on the built-in example, no network needed",
+}
+
+USAGE = f"""usage: embedtune COMMAND [OPTIONS]
+
+{chr(10).join(f"  {name:8}{purpose}" for name, purpose in COMMANDS.items())}
+
+embedtune COMMAND --help lists a command's options. With --debug errors come with their traceback.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 the run failed, 2 the input is wrong."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if given else 2
+    if given[0] == "--version":
+        from embedtune import __version__
+
+        print(f"embedtune {__version__}")
+        return 0
+    if given[0] not in COMMANDS:
+        print(f"embedtune: there is no command '{given[0]}'.\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    _quieten(debug)
+    return _run(given[0], given[1:], debug)
+
+
+def _run(command: str, arguments: list[str], debug: bool) -> int:
+    try:
+        importlib.import_module(f"embedtune.cli.{command}").main(arguments)
+    except EmbedtuneError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"embedtune: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("embedtune: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(
+            f"embedtune: the run failed: {type(error).__name__}: {error}\n"
+            "This is not a message of embedtune's own; run it again with --debug for the traceback.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _quieten(debug: bool) -> None:
+    """Libraries' progress bars and notices off, before they are imported; --debug leaves everything on."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s")
+    if debug:
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

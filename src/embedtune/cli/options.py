@@ -1,0 +1,36 @@
+"""Command-line options from config classes, by tyro."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from embedtune.config import TrainConfig, load_toml
+
+Options = TypeVar("Options")
+
+_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
+
+
+def parse(options: type[Options], arguments: Sequence[str], *, command: str, default: Options | None = None) -> Options:
+    """Options of one command; exits with code 2 and a message if they can't be read."""
+    return tyro.cli(
+        tyro.conf.configure(*_STYLE)(options),
+        prog=f"embedtune {command}",
+        args=list(arguments),
+        **({} if default is None else {"default": default}),
+    )
+
+
+def parse_train(arguments: Sequence[str]) -> TrainConfig:
+    """Options of `embedtune train`; `--config FILE.toml` gives the values that the others then override."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    found, others = finder.parse_known_args(list(arguments))
+    return parse(
+        TrainConfig, others, command="train", default=None if found.config is None else load_toml(found.config)
+    )

@@ -1,0 +1,283 @@
+"""What a run can be told: one frozen dataclass a topic, one line a setting.
+
+The command line, the TOML file and the Python API share these classes. `None` means "derived from the model and the
+data"; the derived value is printed and saved in the run's `config.toml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tomli_w
+import tyro
+
+from embedtune.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+METRICS = (
+    *(f"accuracy@{k}" for k in (1, 3, 5, 10)),
+    *(f"precision@{k}" for k in (1, 3, 5, 10)),
+    *(f"recall@{k}" for k in (1, 3, 5, 10, 100)),
+    "mrr@10",
+    "ndcg@10",
+    "map@100",
+)
+"""The retrieval metrics that every evaluation reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pairs to train on, which to hold out."""
+
+    train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")] = ""
+    """Question/passage pairs: .jsonl, .json, .csv, .tsv or .parquet (each also .gz), a BEIR folder, a LlamaIndex
+    JSON file, or a `datasets` hub id."""
+    test: str | None = None
+    """Pairs to test on, in the same forms; without it a share of the training pairs is split off by passage."""
+    dev: str | None = None
+    """Pairs to choose the checkpoint on, in the same forms; without it a share of the training pairs is split off."""
+    corpus: str | None = None
+    """Further passages to search in at evaluation; no question needs to belong to them."""
+    anchor_column: str | None = None
+    """Column of the questions, if its name is not recognised."""
+    positive_column: str | None = None
+    """Column of the passages that answer them, if its name is not recognised."""
+    negative_columns: tuple[str, ...] = ()
+    """Columns of passages that don't answer the question, if their names are not recognised."""
+    test_fraction: float = 0.1
+    """Share of the pairs split off for the test, between 0 and 1."""
+    dev_fraction: float = 0.1
+    """Share of the remaining pairs split off to choose the checkpoint, between 0 and 1."""
+    max_dev_pairs: int = 400
+    """Most pairs that the split-off dev set takes from training."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.test_fraction < 1, "test-fraction", self.test_fraction, "a number between 0 and 1")
+        _require(0 < self.dev_fraction < 1, "dev-fraction", self.dev_fraction, "a number between 0 and 1")
+        _require(self.max_dev_pairs >= 2, "max-dev-pairs", self.max_dev_pairs, "2 or more pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model to start from, and how it is computed."""
+
+    base: str = "sentence-transformers/all-MiniLM-L12-v2"
+    """Hub id or folder of the encoder to fine-tune."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    max_length: int | None = None
+    """Tokens read of a text; the model's own setting if not given."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the encoder; auto takes bf16 where the hardware is faster with it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA where there is any."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "precision")
+        _require_choice(self, "device")
+        if self.max_length is not None:
+            _require(self.max_length >= 8, "max-length", self.max_length, "8 or more tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The LoRA adapter."""
+
+    method: Literal["lora"] = "lora"
+    """What is trained: a LoRA adapter on all linear layers of the encoder."""
+    rank: int = 16
+    """Rank of the adapter's update."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Probability of dropping an input feature of the adapter; the base's own dropout is off."""
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "method")
+        _require(self.rank >= 1, "rank", self.rank, "1 or more")
+        _require(self.alpha > 0, "alpha", self.alpha, "a number above 0")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 up to, but not, 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The loss, the optimiser and the steps."""
+
+    lr: float = 2e-3
+    """Peak learning rate. LoRA on small encoders wants ten to twenty times what full fine-tuning does."""
+    batch_size: int | None = None
+    """Pairs in a contrastive batch; every other passage in it is a negative. Fewer for few pairs if not given."""
+    epochs: float = 2.0
+    """Passes over the training pairs."""
+    max_steps: int | None = None
+    """Optimiser steps to take, instead of `epochs`."""
+    accumulate: int = 1
+    """Contrastive batches whose gradients make one optimiser step. It does not add in-batch negatives."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_fraction: float = 0.1
+    """Share of the steps in which the learning rate rises to its peak, from 0 up to 1."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns it off."""
+    scale: float = 20.0
+    """Factor on the cosine similarities in the loss, the inverse of the temperature."""
+    both_directions: bool = False
+    """Also rank the batch's questions for each passage."""
+    eval_steps: int | None = None
+    """Optimiser steps between evaluations on the dev set; about five in a run if not given."""
+    metric: str = "ndcg@10"
+    """Dev metric that chooses the checkpoint."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better dev metric; never if not given."""
+    keep_last: int = 2
+    """Checkpoints to keep, besides the best one."""
+    dev_corpus: int = 2_000
+    """Passages to search in at each dev evaluation: the dev passages, filled up with training passages."""
+
+    def __post_init__(self) -> None:
+        _require_choice(self, "schedule")
+        _require(self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
+        if self.batch_size is not None:
+            _require(self.batch_size >= 2, "batch-size", self.batch_size, "2 or more pairs")
+        _require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
+        for name in ("max_steps", "eval_steps", "patience"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more batches")
+        _require(0 <= self.warmup_fraction < 1, "warmup-fraction", self.warmup_fraction, "a number from 0 up to 1")
+        _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
+        _require(self.max_grad_norm >= 0, "max-grad-norm", self.max_grad_norm, "0 (off) or more")
+        _require(self.scale > 0, "scale", self.scale, "a number above 0, such as 20")
+        _require(self.metric in METRICS, "metric", self.metric, f"one of {', '.join(METRICS)}")
+        _require(self.keep_last >= 1, "keep-last", self.keep_last, "1 or more checkpoints")
+        _require(self.dev_corpus >= 1, "dev-corpus", self.dev_corpus, "1 or more passages")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where the run goes."""
+
+    out: Path = Path("embedtune-run")
+    """Folder to write the model, the adapter, the results and the checkpoints to."""
+    seed: int = 0
+    """Drives the splits, the data order, the adapter's start and the resampling."""
+    resume: bool = False
+    """Go on with the run in the output folder from its last checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything `embedtune train` can be told."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+Section = TypeVar("Section")
+
+
+def load_toml(path: Path) -> TrainConfig:
+    """Read a TOML file with the sections [data], [model], [adapter], [training] and [output], all optional.
+
+    Raises:
+        ConfigError: the file can't be read, or has a section, a key or a value that isn't known.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path}: not a readable TOML file: {error}") from None
+    return from_dict(document, source=str(path))
+
+
+def from_dict(document: Mapping[str, Any], *, source: str) -> TrainConfig:
+    """Build a `TrainConfig` from nested mappings, such as a parsed TOML file.
+
+    Raises:
+        ConfigError: a section, a key or a value isn't known; the message names the valid ones.
+    """
+    sections = typing.get_type_hints(TrainConfig)
+    if unknown := sorted(set(document) - set(sections)):
+        raise ConfigError(f"{source}: unknown section [{unknown[0]}]; the sections are {_brackets(sections)}.")
+    built = {}
+    for name, values in document.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{source}: '{name}' must be a section, [{name}], not {values!r}.")
+        built[name] = _section(sections[name], values, where=f"{source}, [{name}]")
+    return TrainConfig(**built)
+
+
+def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Nested dicts of plain values; what is None is left out, as TOML has no word for it."""
+    return {
+        section: {key: _plain(value) for key, value in values.items() if value is not None}
+        for section, values in dataclasses.asdict(config).items()
+    }
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The TOML text that `load_toml` reads back to an equal config."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def _section(cls: type[Section], values: Mapping[str, Any], *, where: str) -> Section:
+    hints = typing.get_type_hints(cls)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ConfigError(f"{where}: unknown key '{unknown[0]}'; the keys are {', '.join(sorted(hints))}.")
+    return cls(**{key: _convert(hints[key], value, where=f"{where} {key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    """A TOML value as the field's type, or a ConfigError that names both."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if option is float and type(value) in (int, float):
+            return float(value)
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            return tuple(value)
+        if typing.get_origin(option) is Literal or (isinstance(option, type) and type(value) is option):
+            return value
+    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+    raise ConfigError(f"{where}: got {value!r}, expected {expected}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _brackets(names: Mapping[str, Any]) -> str:
+    return ", ".join(f"[{name}]" for name in names)
+
+
+def _require(condition: bool, option: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"--{option} is {value}, expected {expected}.")
+
+
+def _require_choice(config: object, name: str) -> None:
+    choices = typing.get_args(typing.get_type_hints(type(config))[name])
+    value = getattr(config, name)
+    _require(value in choices, name, value, f"one of {', '.join(choices)}")

@@ -1,0 +1,75 @@
+"""The exceptions embedtune raises on purpose.
+
+::
+
+    EmbedtuneError
+    ├── UserError                what was typed or given is wrong; exit code 2
+    │   ├── ConfigError          an option or a config file
+    │   ├── DataError            a data file, its columns or its rows
+    │   ├── ModelError           a base model, an adapter or a device
+    │   ├── OutputError          the output folder
+    │   └── MissingExtraError    a package of an extra is not installed
+    ├── RunError                 the input was fine, the run failed; exit code 1
+    │   ├── NonFiniteLossError   the loss became NaN or infinite
+    │   └── ExportMismatchError  the saved model does not embed like the trained one
+    └── TrainingInterrupted      stopped by the user; everything is saved; exit code 130
+
+Catch `UserError` to show the message and nothing else; catch `EmbedtuneError` for all of them. Every message
+says what was received, what was expected and what to type.
+"""
+
+
+class EmbedtuneError(Exception):
+    """Base of every exception that embedtune raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(EmbedtuneError):
+    """What was typed or given can't be used; the message says what to type instead."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """An option or a config file has a value that can't be used."""
+
+
+class DataError(UserError):
+    """A data file can't be read, or its rows can't be used."""
+
+
+class ModelError(UserError):
+    """A base model, an adapter or a device can't be used."""
+
+
+class OutputError(UserError):
+    """The output folder can't be used."""
+
+
+class MissingExtraError(UserError):
+    """A package that belongs to one of embedtune's extras is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed.\n"
+            f"Type:  pip install 'embedtune[{extra}]'"
+        )
+
+
+class RunError(EmbedtuneError):
+    """The input was fine and the run failed all the same."""
+
+
+class NonFiniteLossError(RunError):
+    """The training loss became NaN or infinite."""
+
+
+class ExportMismatchError(RunError):
+    """The saved model, loaded again, does not give the embeddings of the trained one."""
+
+
+class TrainingInterrupted(EmbedtuneError):
+    """The user stopped the training; a checkpoint was written."""
+
+    exit_code = 130

@@ -1,0 +1,192 @@
+"""What is done with a finished model: measure it on a test file, embed the texts of a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from embedtune.config import DataConfig, ModelConfig
+from embedtune.data.clean import CollectionBuilder
+from embedtune.data.collection import Collection
+from embedtune.data.read import Columns, read, read_passages
+from embedtune.errors import DataError, OutputError
+from embedtune.evaluation.run import (
+    Evaluation,
+    RetrievalTask,
+    compare,
+    evaluate_bm25,
+    evaluate_embeddings,
+    retrieval_task,
+)
+from embedtune.export.run_folder import write_json
+from embedtune.models.encoder import Encoder, Role
+from embedtune.models.hardware import choose_device, choose_precision, torch_dtype
+from embedtune.models.load import load_encoder
+from embedtune.progress import Reporter, SilentReporter
+from embedtune.report.results import build_results, environment
+
+VECTOR_SUFFIXES = (".npy", ".parquet")
+
+
+def evaluate_models(
+    model: ModelConfig,
+    data: DataConfig,
+    *,
+    against: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Retrieval metrics of a model, and of a second one if given, with BM25 beside them.
+
+    Args:
+        model: `base` is the model to measure.
+        data: `test` and `corpus`; the corpus searched is the passages of both.
+        against: hub id or folder of a second model; differences are model minus second.
+        out: JSON file to write the results to.
+        seed: of the resampling.
+        reporter: is told how it goes.
+
+    Raises:
+        UserError: the data, a model or the output file can't be used.
+    """
+    reporter = reporter or SilentReporter()
+    if out is not None and not out.absolute().parent.is_dir():
+        raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
+    collection, task, dropped = _test_collection(data)
+    encoder, precision = _load(model, reporter)
+    evaluations = {"model": _evaluate(encoder, task, collection, reporter, model.base)}
+    delta = {}
+    if against is not None:
+        second, _ = _load(replace(model, base=against), reporter)
+        evaluations["against"] = _evaluate(second, task, collection, reporter, against)
+        delta = compare(evaluations["against"], evaluations["model"], seed=seed)
+    evaluations["bm25"] = evaluate_bm25(task, collection)
+    results = build_results(
+        base_model=model.base,
+        seed=seed,
+        evaluations=evaluations,
+        delta=delta,
+        against_model=against,
+        data={
+            "test_queries": len(task.query_ids),
+            "corpus_passages": len(task.passage_ids),
+            "dropped": dropped,
+        },
+        environment=environment(encoder.device, precision),
+    )
+    if out is not None:
+        write_json(out, results)
+    return results
+
+
+def encode_file(
+    model: ModelConfig,
+    source: str,
+    out: Path,
+    *,
+    column: str | None = None,
+    role: Role = "passage",
+    reporter: Reporter | None = None,
+) -> tuple[int, int]:
+    """Embed every text of a file, in its order, and write the embeddings.
+
+    Args:
+        model: `base` is the model to embed with.
+        source: a file of texts, in any form that `--corpus` takes.
+        out: `.npy`, a float32 matrix, or `.parquet` with the columns text and embedding.
+        column: of the texts, if its name is not recognised.
+        role: which of the model's prompts to use.
+        reporter: is told how it goes.
+
+    Returns:
+        The number of texts and the size of an embedding.
+
+    Raises:
+        UserError: the file, the model or the output can't be used.
+    """
+    reporter = reporter or SilentReporter()
+    if out.suffix not in VECTOR_SUFFIXES:
+        raise OutputError(f"--out {out}: got '{out.suffix}', expected .npy or .parquet.")
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
+    texts = _texts(read_passages(source, column=column), source)
+    encoder, _ = _load(model, reporter)
+    with reporter.counting("encoding", len(texts)) as advance:
+        embeddings_NE = encoder.encode(encoder.tokenize(texts, role), on_progress=advance)
+    _write_vectors(out, texts, embeddings_NE)
+    return len(texts), embeddings_NE.shape[1]
+
+
+def _test_collection(data: DataConfig) -> tuple[Collection, RetrievalTask, dict[str, int]]:
+    assert data.test is not None
+    builder = CollectionBuilder()
+    columns = Columns(data.anchor_column, data.positive_column, data.negative_columns)
+    test = builder.add(read(data.test, columns=columns, split="test"))
+    if data.corpus is not None:
+        test.dropped.update(builder.add_passages(read_passages(data.corpus)))
+    collection = builder.finish()
+    task = retrieval_task(collection, test.pairs.query_ids, np.arange(len(collection.passages)))
+    return collection, task, dict(test.dropped)
+
+
+def _load(model: ModelConfig, reporter: Reporter) -> tuple[Encoder, str]:
+    device = choose_device(model.device)
+    precision, reason = choose_precision(model.precision, device)
+    encoder = load_encoder(
+        model.base,
+        device=device,
+        dtype=torch_dtype(precision),
+        max_length=model.max_length,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    reporter.note(f"{model.base} on {device.type} in {precision} ({reason})")
+    for note in encoder.notes:
+        reporter.warn(note)
+    return encoder, precision
+
+
+def _evaluate(
+    encoder: Encoder, task: RetrievalTask, collection: Collection, reporter: Reporter, label: str
+) -> Evaluation:
+    queries = encoder.tokenize(collection.queries, "query")
+    passages = encoder.tokenize(collection.passages, "passage")
+    with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
+        queries_QE = encoder.encode(queries, task.query_ids, on_progress=advance)
+        corpus_DE = encoder.encode(passages, task.passage_ids, on_progress=advance)
+    return evaluate_embeddings(task, queries_QE, corpus_DE)
+
+
+def _texts(values: Iterable[object], source: str) -> list[str]:
+    texts = []
+    for number, value in enumerate(values, 1):
+        if not isinstance(value, str):
+            raise DataError(f"'{source}': text {number} is {value!r}, expected a string.")
+        texts.append(value)
+    return texts
+
+
+def _write_vectors(out: Path, texts: list[str], embeddings_NE: Tensor) -> None:
+    """Written beside and renamed, so that `out` is whole or as it was."""
+    unfinished = out.with_name(f".{out.name}.tmp")
+    vectors = embeddings_NE.numpy()
+    try:
+        with open(unfinished, "wb") as stream:
+            if out.suffix == ".npy":
+                np.save(stream, vectors)
+            else:
+                flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+                pq.write_table(pa.table({"text": texts, "embedding": flat}), stream)
+        os.replace(unfinished, out)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"--out {out} can't be written: {error.strerror or error}.") from error

@@ -1,0 +1,35 @@
+"""Packed attention through torch's own variable-length flash attention, on CUDA in half precision."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from embedtune.kernels.attention.layout import PackedLayout
+
+
+def packed_attention(
+    query_THD: Tensor,
+    key_TKD: Tensor,
+    value_TKD: Tensor,
+    layout: PackedLayout,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    """Same signature and result as `reference.packed_attention`; fp16 and bf16 on CUDA only."""
+    left = -1 if window is None else window - 1
+    out: Tensor = varlen_attn(
+        query_THD,
+        key_TKD,
+        value_TKD,
+        layout.cu_seqlens,
+        layout.cu_seqlens,
+        layout.max_length,
+        layout.max_length,
+        scale=scale,
+        window_size=(left, 0 if causal else left),
+        enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
+    )
+    return out

@@ -1,0 +1,36 @@
+"""A frozen linear layer with a LoRA adapter, written as its formula.
+
+Shapes: `T` tokens, `I` input features, `O` output features, `R` rank.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def lora_linear(
+    x_TI: Tensor,
+    dropped_TI: Tensor | None,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    lora_a_RI: Tensor,
+    lora_b_OR: Tensor,
+    scaling: float,
+) -> Tensor:
+    """x Wᵀ + b + scaling · (dropped Aᵀ) Bᵀ (Hu et al. 2021, eq. 3).
+
+    Args:
+        x_TI: input of the frozen layer.
+        dropped_TI: input of the adapter, `x_TI` after dropout; None without dropout.
+        weight_OI, bias_O: the frozen layer; they get no gradient.
+        lora_a_RI, lora_b_OR: the adapter, of any dtype; computed in the dtype of `x_TI`.
+        scaling: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+
+    Returns:
+        Shape (T, O), in the dtype of `x_TI`.
+    """
+    frozen_TO = functional.linear(x_TI, weight_OI, bias_O)
+    adapter_input_TI = x_TI if dropped_TI is None else dropped_TI
+    low_rank_TR = functional.linear(adapter_input_TI, lora_a_RI.to(x_TI.dtype))
+    return frozen_TO + scaling * functional.linear(low_rank_TR, lora_b_OR.to(x_TI.dtype))

@@ -1,0 +1,1 @@
+"""Contrastive losses: embeddings and who answers whom in, a scalar out."""

@@ -1,0 +1,51 @@
+"""The in-batch contrastive loss, with known positives masked.
+
+Shapes: `Q` queries, `P` passages of the batch (positives and hard negatives), `E` embedding size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def info_nce(
+    queries_QE: Tensor,
+    passages_PE: Tensor,
+    positives_Q: Tensor,
+    answers_QP: Tensor,
+    *,
+    scale: float = 20.0,
+    both_directions: bool = False,
+) -> Tensor:
+    """Cross-entropy of each query's own passage against the batch's other passages.
+
+    InfoNCE (van den Oord et al. 2018, eq. 4) with in-batch negatives (Henderson et al. 2017), known elsewhere as
+    MultipleNegativesRankingLoss. A passage that is known to answer a query is never that query's negative.
+
+    Args:
+        queries_QE: normalised query embeddings; one row for each training row, a question may come twice.
+        passages_PE: normalised passage embeddings.
+        positives_Q: column of each row's own positive, int64.
+        answers_QP: bool, which passages are known to answer which query, own positives included.
+        scale: factor on the cosine similarities, the inverse of the temperature.
+        both_directions: also rank the queries of the batch for each row's positive, and take the mean of the two
+            (Radford et al. 2021, fig. 3).
+
+    Returns:
+        The mean loss, a scalar.
+    """
+    scores_QP = scale * (queries_QE @ passages_PE.t())
+    rows_Q = torch.arange(len(positives_Q), device=positives_Q.device)
+    own_QP = torch.zeros_like(answers_QP)
+    own_QP[rows_Q, positives_Q] = True
+    loss = functional.cross_entropy(scores_QP.masked_fill(answers_QP & ~own_QP, float("-inf")), positives_Q)
+    if not both_directions:
+        return loss
+    # Transposed: row q's positive ranks the queries; any other query that it answers is masked.
+    scores_QQ = scores_QP.index_select(1, positives_Q).t()
+    answers_QQ = answers_QP.index_select(1, positives_Q).t()
+    own_QQ = torch.eye(len(rows_Q), dtype=torch.bool, device=answers_QQ.device)
+    backward_loss = functional.cross_entropy(scores_QQ.masked_fill(answers_QQ & ~own_QQ, float("-inf")), rows_Q)
+    return (loss + backward_loss) / 2

@@ -1,0 +1,34 @@
+"""What differs between architectures, found from the model itself where it can be.
+
+To add a family that needs more, add a row to `_LINEAR_EXCLUSIONS` or a function here, and the family's checkpoint to
+tests/contract.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+_LINEAR_EXCLUSIONS = ("pooler", "lm_head", "classifier")
+"""Linear layers that don't contribute to token embeddings, by a part of their name; they get no adapter."""
+
+
+def position_offset(backbone: nn.Module) -> int:
+    """Position id of a text's first token.
+
+    RoBERTa and its relatives count learned positions from behind the padding id; all others count from 0.
+    """
+    for module in backbone.modules():
+        padding_id = getattr(module, "padding_idx", None)
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(padding_id, int) and isinstance(table, nn.Embedding):
+            return padding_id + 1
+    return 0
+
+
+def encoder_linears(backbone: nn.Module) -> list[str]:
+    """Full names of the linear layers that contribute to the token embeddings."""
+    return [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and not any(part in name for part in _LINEAR_EXCLUSIONS)
+    ]

@@ -1,0 +1,63 @@
+"""`results.json`, schema version 1: the facts of a run, from which every report is made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from embedtune.evaluation.run import Evaluation
+from embedtune.evaluation.stats import Difference
+
+SCHEMA = 1
+_PACKAGES = ("torch", "transformers", "sentence-transformers", "peft", "accelerate", "tokenizers", "numpy")
+
+
+def build_results(
+    *,
+    base_model: str,
+    seed: int,
+    evaluations: Mapping[str, Evaluation],
+    delta: Mapping[str, Difference],
+    **sections: Any,
+) -> dict[str, Any]:
+    """The document of a run.
+
+    Args:
+        base_model: what the run started from.
+        seed: of the run.
+        evaluations: by the key they get, such as "base", "tuned" and "bm25".
+        delta: tuned minus base by metric.
+        sections: further keys with plain JSON values: "method", "data", "train", …
+    """
+    return {
+        "schema": SCHEMA,
+        "embedtune": importlib.metadata.version("embedtune"),
+        "seed": seed,
+        "base_model": base_model,
+        **sections,
+        **{name: evaluation.means for name, evaluation in evaluations.items()},
+        "delta": {metric: difference_json(difference) for metric, difference in delta.items()},
+    }
+
+
+def difference_json(difference: Difference) -> dict[str, Any]:
+    """A difference as the contract has it: mean, ci95, p_value."""
+    return {"mean": difference.mean, "ci95": list(difference.ci95), "p_value": difference.p_value}
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Versions, device and threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        "device": device.type,
+        "device_name": name,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }

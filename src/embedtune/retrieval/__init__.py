@@ -1,0 +1,1 @@
+"""Exact search over embeddings, and the BM25 baseline."""

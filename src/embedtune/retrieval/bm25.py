@@ -1,0 +1,125 @@
+"""The BM25 baseline: what a plain keyword search reaches on the same queries and passages.
+
+Scoring is bm25s with its defaults (Lucene's formula, k1 1.5, b 0.75), and the words are those of its default
+tokeniser: lower case, runs of two or more word characters, no stemming. Stop words stay in: their weight is
+small anyway, and a list would be right for one language only. Nothing is tuned to the data.
+
+Beyond ASCII three things are added, because without them the baseline would be far too weak to be fair: NFKC
+(full-width digits, ligatures out of PDF files); combining marks as part of a word (Python's `\\w` leaves them
+out, and Hindi words fall to pieces); overlapping pairs of characters in scripts written without spaces and in
+Korean, whose particles stick to the word, as in Lucene's CJKAnalyzer.
+
+Source: Kamphuis et al. 2020, "Which BM25 do you mean?" (the variants); Lù 2024, "BM25S" (the library).
+
+Shapes: `Q` queries, `D` passages, `K` results per query.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from embedtune.retrieval.topk import TopK, top_k
+
+_SCORES_PER_CHUNK = 2**22
+
+_ASCII_WORD = re.compile(r"\w\w+")
+_PAIRED_SCRIPTS = re.compile(
+    "["
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # kana
+    "\uac00-\ud7a3"  # Hangul
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "]+"
+)
+
+
+def bm25_search(queries: Sequence[str], corpus: Sequence[str], k: int) -> TopK:
+    """The `k` passages with the highest BM25 score for each query.
+
+    A query without a word of the corpus gets score 0 everywhere and so the first `k` passages.
+
+    Args:
+        queries: Q texts, possibly empty ones.
+        corpus: D texts, possibly empty ones. A passage's id is its position.
+        k: Passages wanted per query; `K` is the smaller of `k` and `D`.
+
+    Raises:
+        ValueError: `k` is below 1 or the corpus is empty.
+    """
+    vocabulary: dict[str, int] = {}
+    corpus_token_ids = [
+        [vocabulary.setdefault(word, len(vocabulary)) for word in tokenise(text)] for text in corpus
+    ]
+    query_token_ids = [
+        [vocabulary[word] for word in tokenise(text) if word in vocabulary] for text in queries
+    ]
+    index = _build_index(corpus_token_ids, vocabulary) if vocabulary else None
+    rows = max(1, _SCORES_PER_CHUNK // max(1, len(corpus)))
+    chunks = [
+        top_k(_scores(index, query_token_ids[start : start + rows], len(corpus)), k)
+        for start in range(0, max(1, len(queries)), rows)
+    ]
+    return TopK(
+        scores_QK=torch.cat([chunk.scores_QK for chunk in chunks]),
+        ids_QK=torch.cat([chunk.ids_QK for chunk in chunks]),
+    )
+
+
+def _build_index(corpus_token_ids: list[list[int]], vocabulary: dict[str, int]) -> Any:
+    """The bm25s index; bm25s has no types."""
+    # Here, not at the top: bm25s loads numba where it is installed, which takes seconds.
+    import bm25s  # type: ignore[import-untyped]
+
+    # bm25s sets its logger to DEBUG, so its messages would show in any program that logs at all.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75, backend="numpy")
+    index.index((corpus_token_ids, vocabulary), create_empty_token=False, show_progress=False)
+    return index
+
+
+def _scores(index: Any, query_token_ids: Sequence[list[int]], corpus_size: int) -> torch.Tensor:
+    """BM25 scores of some queries for every passage, fp32, (Q, D); zeros if the corpus has no words."""
+    scores_QD = torch.zeros(len(query_token_ids), corpus_size)
+    if index is not None:
+        for row, token_ids in zip(scores_QD, query_token_ids, strict=True):
+            row.copy_(torch.from_numpy(index.get_scores_from_ids(token_ids)))
+    return scores_QD
+
+
+def tokenise(text: str) -> list[str]:
+    """The words of a text as BM25 counts them, in order."""
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    # Runs first: NFKC would glue the letters of a trade mark sign to the word before it.
+    runs = _word_pattern().findall(text)
+    return [word for run in runs for word in _split_paired(unicodedata.normalize("NFKC", run).lower())]
+
+
+def _split_paired(run: str) -> list[str]:
+    """Overlapping pairs of characters in the paired scripts; other words of two or more whole."""
+    words: list[str] = []
+    end = 0
+    for match in _PAIRED_SCRIPTS.finditer(run):
+        words.append(run[end : match.start()])
+        characters = match.group()
+        words += [characters[i : i + 2] for i in range(max(1, len(characters) - 1))]
+        end = match.end()
+    words.append(run[end:])
+    return [word for word in words if len(word) > 1 or _PAIRED_SCRIPTS.match(word)]
+
+
+@functools.cache
+def _word_pattern() -> re.Pattern[str]:
+    """Runs of word characters and combining marks; built at the first text that needs it (0.2 s)."""
+    beyond_ascii = map(chr, range(0x80, sys.maxunicode + 1))
+    marks = "".join(char for char in beyond_ascii if unicodedata.category(char).startswith("M"))
+    return re.compile(f"[\\w{marks}]+")

@@ -1,0 +1,48 @@
+"""What a training run will do, derived from its settings and the size of its data before the first step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from embedtune.config import TrainingConfig
+from embedtune.data.batches import batches_per_epoch
+
+DEFAULT_BATCH_SIZE = 128
+MIN_STEPS_PER_EPOCH = 16
+"""With few pairs the default batch is made smaller, so that an epoch still has this many steps."""
+SMALLEST_DEFAULT_BATCH = 16
+EVALUATIONS_PER_RUN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Counts that the step loop runs by."""
+
+    batch_size: int
+    """Pairs in a contrastive batch at the most."""
+    batches_per_epoch: int
+    steps: int
+    """Optimiser steps in all."""
+    warmup_steps: int
+    eval_steps: int
+    """Optimiser steps between evaluations; there is always one after the last step."""
+
+
+def make_plan(config: TrainingConfig, pairs: int) -> Plan:
+    """Derive what `config` leaves open for a training set of `pairs` rows."""
+    batch_size = min(config.batch_size or _default_batch_size(pairs), pairs)
+    per_epoch = batches_per_epoch(pairs, batch_size)
+    steps = config.max_steps or max(1, round(config.epochs * per_epoch / config.accumulate))
+    return Plan(
+        batch_size=batch_size,
+        batches_per_epoch=per_epoch,
+        steps=steps,
+        warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
+        eval_steps=config.eval_steps or math.ceil(steps / EVALUATIONS_PER_RUN),
+    )
+
+
+def _default_batch_size(pairs: int) -> int:
+    enough_steps = 2 ** int(math.log2(max(1, pairs / MIN_STEPS_PER_EPOCH)))
+    return max(SMALLEST_DEFAULT_BATCH, min(DEFAULT_BATCH_SIZE, enough_steps))

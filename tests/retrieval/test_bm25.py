@@ -1,0 +1,100 @@
+"""The BM25 baseline: the formula, the words, and texts that could trip it."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+
+from embedtune.retrieval import bm25
+from embedtune.retrieval.bm25 import bm25_search, tokenise
+
+CORPUS = ["the cat sat on the mat", "a dog barked", "the cat and the dog", "", "stock price of the cat"]
+
+
+def test_scores_are_lucenes_formula() -> None:
+    found = bm25_search(["cat mat"], CORPUS, 2)
+    lengths = [6, 2, 5, 0, 5]
+
+    def weight(containing: int, length: int) -> float:
+        idf = math.log(1 + (5 - containing + 0.5) / (containing + 0.5))
+        return idf / (1 + 1.5 * (1 - 0.75 + 0.75 * length / (sum(lengths) / 5)))
+
+    assert found.ids_QK.tolist() == [[0, 2]]
+    assert found.scores_QK[0].tolist() == pytest.approx([weight(3, 6) + weight(1, 6), weight(3, 5)], rel=1e-6)
+
+
+def test_equal_scores_go_to_the_lower_id() -> None:
+    found = bm25_search(["beta"], ["alpha gamma", "beta gamma", "alpha beta", "gamma beta"], 4)
+    assert found.ids_QK.tolist() == [[1, 2, 3, 0]]
+
+
+@pytest.mark.parametrize("query", ["", "!?", "unknown words", "a"])
+def test_a_query_without_known_words_gets_the_first_passages_with_score_zero(query: str) -> None:
+    found = bm25_search([query, "dog"], CORPUS, 3)
+    assert found.ids_QK.tolist() == [[0, 1, 2], [1, 2, 0]]
+    assert found.scores_QK[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_corpus_without_words_gets_score_zero() -> None:
+    found = bm25_search(["dog"], ["", "...", "a"], 10)
+    assert found.ids_QK.tolist() == [[0, 1, 2]]
+    assert not found.scores_QK.any()
+
+
+def test_no_queries_give_an_empty_result_and_no_corpus_is_refused() -> None:
+    assert bm25_search([], CORPUS, 3).ids_QK.shape == (0, 3)
+    with pytest.raises(ValueError, match="passages: got 0"):
+        bm25_search(["dog"], [], 3)
+
+
+def test_working_in_chunks_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = ["cat", "dog", "stock cat", "mat", "", "price of the dog", "sat"]
+    whole = bm25_search(queries, CORPUS, 4)
+    monkeypatch.setattr(bm25, "_SCORES_PER_CHUNK", 2 * len(CORPUS))
+    chunked = bm25_search(queries, CORPUS, 4)
+    assert torch.equal(whole.ids_QK, chunked.ids_QK)
+    assert torch.equal(whole.scores_QK, chunked.scores_QK)
+
+
+def test_plain_text_gives_the_words_of_bm25s() -> None:
+    tokenize = pytest.importorskip("bm25s").tokenize
+    texts = [
+        "What did HP's 10-K say about $1,102.5 million?",
+        "snake_case, e-mail: a@b.co; I am!",
+        "“Curly” quotes \u2013 and § 12(b) Straße",
+        "trade marks like Chrome™ or ®",
+        "Приветствую мир, как дела",
+    ]
+    expected = tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
+    assert [tokenise(text) for text in texts] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("東京都の人口は3年", ["東京", "京都", "都の", "の人", "人口", "口は", "年"]),
+        ("한국어", ["한국", "국어"]),
+        ("GPT模型", ["gpt", "模型"]),
+        ("ﬁnance \uff11\uff12\uff13 cafe\u0301", ["finance", "123", "café"]),
+    ],
+)
+def test_other_scripts_give_words_that_can_match(text: str, words: list[str]) -> None:
+    assert tokenise(text) == words
+
+
+def test_a_question_finds_its_passage_in_a_script_without_spaces() -> None:
+    corpus = ["北京是中国的首都。", "东京是日本的首都。", "巴黎是法国的首都。"]
+    assert bm25_search(["日本的首都是哪里"], corpus, 1).ids_QK.tolist() == [[1]]
+
+
+def test_nothing_is_printed_or_logged(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    bm25_search(["cat", ""], CORPUS, 2)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records

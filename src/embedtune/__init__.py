@@ -6,7 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig
+    from embedtune.config import (
+        AdapterConfig,
+        DataConfig,
+        ModelConfig,
+        OutputConfig,
+        TrainConfig,
+        TrainingConfig,
+    )
     from embedtune.errors import EmbedtuneError, RunError, TrainingInterrupted, UserError
     from embedtune.inference import encode_file, evaluate_models
     from embedtune.models.adapters import attach_lora
@@ -16,34 +23,44 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "AdapterConfig": "config",
-    "DataConfig": "config",
-    "ModelConfig": "config",
-    "OutputConfig": "config",
-    "TrainConfig": "config",
-    "TrainingConfig": "config",
-    "EmbedtuneError": "errors",
-    "RunError": "errors",
-    "TrainingInterrupted": "errors",
-    "UserError": "errors",
-    "Encoder": "models.encoder",
-    "attach_lora": "models.adapters",
-    "encode_file": "inference",
-    "evaluate_models": "inference",
-    "load_encoder": "models.load",
-    "train": "pipeline",
+_MODULES = {
+    "config": ("AdapterConfig", "DataConfig", "ModelConfig", "OutputConfig", "TrainConfig", "TrainingConfig"),
+    "errors": ("EmbedtuneError", "RunError", "TrainingInterrupted", "UserError"),
+    "inference": ("encode_file", "evaluate_models"),
+    "models.adapters": ("attach_lora",),
+    "models.encoder": ("Encoder",),
+    "models.load": ("load_encoder",),
+    "pipeline": ("train",),
 }
-"""Public names and the modules they live in; imported on first use, so that `import embedtune` is instant."""
+"""Where the public names live; imported on first use, so that `import embedtune` is instant."""
 
-__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "EmbedtuneError",
+    "Encoder",
+    "ModelConfig",
+    "OutputConfig",
+    "RunError",
+    "TrainConfig",
+    "TrainingConfig",
+    "TrainingInterrupted",
+    "UserError",
+    "__version__",
+    "attach_lora",
+    "encode_file",
+    "evaluate_models",
+    "load_encoder",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'embedtune' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"embedtune.{_HOME[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"embedtune.{module}"), name)
+    raise AttributeError(f"module 'embedtune' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return __all__

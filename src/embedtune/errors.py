@@ -52,8 +52,7 @@ class MissingExtraError(UserError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed.\n"
-            f"Type:  pip install 'embedtune[{extra}]'"
+            f"{purpose} needs the package '{package}', which is not installed.\nType:  pip install 'embedtune[{extra}]'"
         )
 
 

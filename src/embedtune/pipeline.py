@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from embedtune.config import TrainConfig, to_toml
-from embedtune.data.collection import Collection, IdArray, Pairs
+from embedtune.data.collection import Collection, IdArray
 from embedtune.data.prepare import Splits, prepare, write_splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import (
@@ -80,7 +79,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Training")
     adapted = _attach(encoder, config, reporter)
-    trainer = _trainer(adapted, encoder, splits, texts, config, plan, folder, reporter)
+    trainer = _trainer(encoder, splits, texts, config, plan, folder, reporter)
     progress = trainer.run(resume=config.output.resume)
 
     reporter.stage("Test")
@@ -97,7 +96,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         delta=compare(base, tuned, seed=config.output.seed),
         method=config.adapter.method,
         data=_data_facts(splits, test),
-        train=_train_facts(progress, plan, adapted, encoder),
+        train=_train_facts(progress, plan, config.training.metric, adapted, encoder),
         environment=environment(encoder.device, config.model.precision),
     )
     write_json(folder.results, results)
@@ -129,7 +128,7 @@ def _load(config: TrainConfig, reporter: Reporter) -> tuple[Encoder, TrainConfig
     reporter.note(f"{config.model.base} on {device.type} in {precision} ({reason}); {execution}")
     for note in encoder.notes:
         reporter.warn(note)
-    return encoder, replace(config, model=replace(config.model, device=device.type, precision=precision))
+    return encoder, replace(config, model=replace(config.model, precision=precision))
 
 
 def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
@@ -163,9 +162,7 @@ def _tokenize(encoder: Encoder, collection: Collection, reporter: Reporter) -> T
     return texts
 
 
-def _evaluate(
-    encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter, label: str
-) -> Evaluation:
+def _evaluate(encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter, label: str) -> Evaluation:
     with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
         queries_QE = encoder.encode(texts.queries, task.query_ids, on_progress=advance)
         corpus_DE = encoder.encode(texts.passages, task.passage_ids, on_progress=advance)
@@ -182,7 +179,6 @@ def _attach(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> PeftMo
 
 
 def _trainer(
-    adapted: PeftModel,
     encoder: Encoder,
     splits: Splits,
     texts: Texts,
@@ -211,7 +207,7 @@ def _trainer(
         f"dev {training.metric} every {plan.eval_steps} steps among {len(dev.passage_ids):,} passages"
     )
     return Trainer(
-        model=adapted,
+        model=encoder,
         objective=objective,
         evaluate=lambda: _evaluate(encoder, dev, texts, SilentReporter(), "").means,
         pairs=splits.train,
@@ -244,12 +240,13 @@ def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:
     }
 
 
-def _train_facts(progress: Progress, plan: Plan, adapted: PeftModel, encoder: Encoder) -> dict[str, Any]:
+def _train_facts(progress: Progress, plan: Plan, metric: str, adapted: PeftModel, encoder: Encoder) -> dict[str, Any]:
     trainable, total = trainable_parameters(adapted)
     return {
         "steps": progress.step,
         "best_step": progress.best_step,
         "batch_size": plan.batch_size,
+        "metric": metric,
         "pairs": progress.pairs,
         "tokens": progress.tokens,
         "seconds": progress.seconds,

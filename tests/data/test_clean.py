@@ -18,9 +18,7 @@ from embedtune.errors import DataError
 
 
 def table(rows: Iterable[Row], source: str = "data/train.jsonl.gz", passages: Iterable[object] = ()) -> Table:
-    return Table(
-        rows=list(rows), source=source, passages=list(passages), columns=Columns("anchor", "positive")
-    )
+    return Table(rows=list(rows), source=source, passages=list(passages), columns=Columns("anchor", "positive"))
 
 
 def cleaned(*rows: Row) -> tuple[CleanRows, Collection]:

@@ -98,9 +98,7 @@ def test_deep_json_and_endless_numbers(tmp_path: Path) -> None:
     deep = b'{"anchor": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     assert "line 2: JSON nested too deeply" in message_for(tmp_path / "a.jsonl", GOOD_LINE + deep)
     assert "nested too deeply" in message_for(tmp_path / "a.json", deep)
-    assert "line 1: JSON that can't be read" in message_for(
-        tmp_path / "a.jsonl", b'{"id": ' + b"1" * 5000 + b"}"
-    )
+    assert "line 1: JSON that can't be read" in message_for(tmp_path / "a.jsonl", b'{"id": ' + b"1" * 5000 + b"}")
 
 
 def test_json_lines_under_a_json_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets  # type: ignore[import-untyped]
+import datasets
 import pytest
 
 from embedtune.data.hub import is_hub_id

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from embedtune.data.read import Columns, available_splits, read, read_passages
@@ -112,9 +112,7 @@ def test_no_such_file_suggests_a_close_name(tmp_path: Path) -> None:
         read(str(tmp_path / "trian.jsonl"))
 
 
-@pytest.mark.parametrize(
-    "source", ["nowhere.csv", "a/b/c", "./owner", "~/nowhere", "owner/name.jsonl.gz", "a b"]
-)
+@pytest.mark.parametrize("source", ["nowhere.csv", "a/b/c", "./owner", "~/nowhere", "owner/name.jsonl.gz", "a b"])
 def test_what_reads_like_a_path_is_not_asked_of_the_hub(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,9 +49,7 @@ def test_a_question_and_a_passage_of_the_same_number_are_not_linked() -> None:
     seed=st.integers(0, 5),
 )
 @settings(deadline=None)
-def test_split_keeps_all_rows_and_shares_nothing(
-    links: list[tuple[int, int]], fraction: float, seed: int
-) -> None:
+def test_split_keeps_all_rows_and_shares_nothing(links: list[tuple[int, int]], fraction: float, seed: int) -> None:
     pairs = pairs_of(links)
     try:
         rest, held_out = split_by_passage(pairs, fraction=fraction, seed=seed)

@@ -98,9 +98,7 @@ def test_agrees_with_trec_eval_on_graded_judgements(corpus: int, depth: int, mos
         **{f"success.{k}": f"accuracy@{k}" for k in (1, 3, 5, 10)},
     }  # fmt: skip
     theirs = pytrec_eval.RelevanceEvaluator(judged, set(names)).evaluate(run)
-    top_ten = {
-        query: dict(sorted(scores.items(), key=lambda item: -item[1])[:10]) for query, scores in run.items()
-    }
+    top_ten = {query: dict(sorted(scores.items(), key=lambda item: -item[1])[:10]) for query, scores in run.items()}
     reciprocal = pytrec_eval.RelevanceEvaluator(judged, {"recip_rank"}).evaluate(top_ten)
 
     ours = rank_metrics(ranked_ids_QK, qrels)
@@ -111,9 +109,7 @@ def test_agrees_with_trec_eval_on_graded_judgements(corpus: int, depth: int, mos
     np.testing.assert_allclose(ours["mrr@10"], expected_Q, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("corpus", "depth", "most_relevant"), [(400, 100, 60), (30, 30, 20), (300, 100, 250)]
-)
+@pytest.mark.parametrize(("corpus", "depth", "most_relevant"), [(400, 100, 60), (30, 30, 20), (300, 100, 250)])
 def test_agrees_with_sentence_transformers(corpus: int, depth: int, most_relevant: int) -> None:
     evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
     ranked_ids_QK, qrels = random_task(corpus, depth, most_relevant, highest_grade=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.stats import paired_difference

@@ -91,9 +91,7 @@ def test_a_question_finds_its_passage_in_a_script_without_spaces() -> None:
     assert bm25_search(["日本的首都是哪里"], corpus, 1).ids_QK.tolist() == [[1]]
 
 
-def test_nothing_is_printed_or_logged(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     bm25_search(["cat", ""], CORPUS, 2)
     assert capfd.readouterr() == ("", "")

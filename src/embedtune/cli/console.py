@@ -12,6 +12,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from embedtune.report.verdict import verdict
+
 SHOWN_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "accuracy@10", "recall@100", "map@100")
 COLUMNS = {"base": "base", "tuned": "tuned", "bm25": "BM25", "model": "model", "against": "against"}
 PLAIN_SECONDS = 10.0
@@ -29,10 +31,10 @@ class Console:
         self._rich.print(f"\n[bold]{title}[/bold]")
 
     def note(self, text: str) -> None:
-        self._rich.print(f"  {text}", markup=False)
+        self._rich.print(f"  {text}", markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self._rich.print(f"  note: {text}", markup=False, style="yellow")
+        self._rich.print(f"  note: {text}", markup=False, style="yellow", soft_wrap=True)
 
     @contextmanager
     def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -47,8 +49,9 @@ class Console:
             yield TrainingLines(self, bar, task, steps=steps, plain=not self._rich.is_terminal)
 
     def verdict(self, results: Mapping[str, Any], out: Path) -> None:
-        """The table that ends a run, and what to do with the model."""
+        """What a run found out, the table behind it, and what to do with the model."""
         self.stage("Result")
+        self.note(verdict(results))
         self.comparison(results)
         minutes, seconds = divmod(round(time.perf_counter() - self._started), 60)
         train = results["train"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -18,12 +18,10 @@ _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.Hel
 
 def parse(options: type[Options], arguments: Sequence[str], *, command: str, default: Options | None = None) -> Options:
     """Options of one command; exits with code 2 and a message if they can't be read."""
-    return tyro.cli(
-        tyro.conf.configure(*_STYLE)(options),
-        prog=f"embedtune {command}",
-        args=list(arguments),
-        **({} if default is None else {"default": default}),
-    )
+    given = {} if default is None else {"default": default}
+    prog = f"embedtune {command}"
+    parsed: Options = tyro.cli(options, prog=prog, args=list(arguments), config=_STYLE, **given)  # type: ignore[call-overload]
+    return parsed
 
 
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
@@ -32,5 +30,8 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
     finder.add_argument("--config", type=Path)
     found, others = finder.parse_known_args(list(arguments))
     return parse(
-        TrainConfig, others, command="train", default=None if found.config is None else load_toml(found.config)
+        TrainConfig,
+        others,
+        command="train",
+        default=None if found.config is None else load_toml(found.config),
     )

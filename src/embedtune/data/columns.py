@@ -129,8 +129,10 @@ def rows_of(records: Iterable[Record], columns: Columns, names: Sequence[str]) -
         negatives = _negatives(fields, columns.negatives)
         row_id = _row_id(fields.get(id_column)) if id_column is not None else ""
         for anchor in _several(fields.get(columns.anchor)):
-            for positive in _several(fields.get(columns.positive)):
-                rows.append(Row(anchor, positive, negatives, id=row_id, origin=origin))
+            rows.extend(
+                Row(anchor, positive, negatives, id=row_id, origin=origin)
+                for positive in _several(fields.get(columns.positive))
+            )
     return rows
 
 

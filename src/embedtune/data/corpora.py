@@ -50,9 +50,7 @@ def _found(folder: Path, name: str) -> Path:
 def beir_splits(folder: Path) -> dict[str, Path]:
     """Split name to qrels file, from `qrels/NAME.tsv` or `qrels.NAME.tsv`, plain or gzipped."""
     inside = {path: re.fullmatch(r"(.+)\.tsv(\.gz)?", path.name) for path in sorted(folder.glob("qrels/*"))}
-    beside = {
-        path: re.fullmatch(r"qrels[._-](.+)\.tsv(\.gz)?", path.name) for path in sorted(folder.glob("qrels*"))
-    }
+    beside = {path: re.fullmatch(r"qrels[._-](.+)\.tsv(\.gz)?", path.name) for path in sorted(folder.glob("qrels*"))}
     return {match[1].lower(): path for path, match in {**beside, **inside}.items() if match}
 
 
@@ -85,9 +83,7 @@ def read_beir(folder: Path, source: str, split: Split) -> Table:
             row_id, origin = f"{query_id}/{passage_id}", f"{path.name}:{number}"
             rows.append(Row(queries[query_id], passages[passage_id], grade=grade, id=row_id, origin=origin))
     if not rows:
-        raise DataError(
-            f"'{path}' has no rows with a score above 0; expected query id, passage id and score."
-        )
+        raise DataError(f"'{path}' has no rows with a score above 0; expected query id, passage id and score.")
     return Table(rows=rows, passages=list(passages.values()), source=source)
 
 
@@ -111,9 +107,7 @@ def _by_id(path: Path) -> dict[str, object]:
             raise DataError(f"'{path}', {record.origin}: expected the keys '_id' and 'text' in each line.")
         key = str(record.fields["_id"])
         if key in texts:
-            raise DataError(
-                f"'{path}', {record.origin}: the _id '{key}' is there twice. Rename or remove one."
-            )
+            raise DataError(f"'{path}', {record.origin}: the _id '{key}' is there twice. Rename or remove one.")
         texts[key] = titled_text(record.fields)
     return texts
 
@@ -160,18 +154,12 @@ def read_llamaindex(content: Mapping[str, object], path: Path, source: str) -> T
     for query_id, passage_ids in relevant.items():
         where = f"'{path}', relevant_docs of '{query_id}'"
         if query_id not in queries:
-            raise DataError(
-                f"{where}: there is no such id in 'queries'. Add the question, or remove the entry."
-            )
+            raise DataError(f"{where}: there is no such id in 'queries'. Add the question, or remove the entry.")
         if not isinstance(passage_ids, list):
-            raise DataError(
-                f"{where}: received {type(passage_ids).__name__}; expected a list of ids of 'corpus'."
-            )
+            raise DataError(f"{where}: received {type(passage_ids).__name__}; expected a list of ids of 'corpus'.")
         for passage_id in map(str, passage_ids):
             if passage_id not in passages:
-                raise DataError(
-                    f"{where}: '{passage_id}' is not in 'corpus'. Add the passage, or remove the id."
-                )
+                raise DataError(f"{where}: '{passage_id}' is not in 'corpus'. Add the passage, or remove the id.")
             row_id, origin = f"{query_id}/{passage_id}", f"{path.name}:{query_id}"
             rows.append(Row(queries[query_id], passages[passage_id], id=row_id, origin=origin))
     if not rows:

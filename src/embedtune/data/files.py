@@ -103,9 +103,7 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
         if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError(f"'{path}' is UTF-16 text; expected UTF-8. Save it again as UTF-8.")
         if raw.startswith(b"\x1f\x8b"):
-            raise DataError(
-                f"'{path}' is gzipped but its name doesn't say so. Rename it to '{path.name}.gz'."
-            )
+            raise DataError(f"'{path}' is gzipped but its name doesn't say so. Rename it to '{path.name}.gz'.")
         raw = raw.removeprefix(b"\xef\xbb\xbf")
     if (position := raw.find(b"\0")) >= 0:
         raise DataError(
@@ -195,9 +193,7 @@ def json_records(content: object, path: Path) -> list[Record]:
         )
     for number, item in enumerate(content, 1):
         if not isinstance(item, (dict, Record)):
-            raise DataError(
-                f"'{path}', item {number} of the list: received {_shortened(item)}; expected an object."
-            )
+            raise DataError(f"'{path}', item {number} of the list: received {_shortened(item)}; expected an object.")
     return [
         item if isinstance(item, Record) else Record(f"{path.name}[{number}]", item)
         for number, item in enumerate(content, 1)
@@ -263,9 +259,7 @@ def _delimiter(path: Path, header: str) -> str:
 def _checked_header(header: list[str], path: Path) -> list[str]:
     for name in header:
         if header.count(name) > 1:
-            raise DataError(
-                f"'{path}': the header has the column '{name}' twice. Rename or remove one of them."
-            )
+            raise DataError(f"'{path}': the header has the column '{name}' twice. Rename or remove one of them.")
     return header
 
 
@@ -279,8 +273,8 @@ def parquet_records(path: Path) -> Iterator[Record]:
     Raises:
         DataError: it isn't a whole Parquet file.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     with open_bytes(path) as stream:
         content = pa.BufferReader(stream.read()) if path.name.lower().endswith(".gz") else stream

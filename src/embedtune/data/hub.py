@@ -24,7 +24,7 @@ def load_splits(source: str) -> Any:
     Raises:
         DataError: it can't be had, with the reason that `datasets` gives.
     """
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     name, _, config = source.partition(":")
     try:

@@ -11,7 +11,7 @@ from embedtune.data.clean import CleanRows, CollectionBuilder, check_trainable
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.read import Columns, Split, available_splits, read, read_passages
 from embedtune.data.split import drop_leaks, split_by_passage, write_pairs
-from embedtune.errors import ConfigError
+from embedtune.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,35 +42,33 @@ def prepare(config: DataConfig, *, seed: int) -> Splits:
     builder, notes = CollectionBuilder(), list[str]()
     sources = _sources(config)
     tables = {split: _add(builder, source, split, config, notes) for split, source in sources.items()}
-    dropped = Counter[str]()
+    dropped = Counter({"duplicate_pairs": 0, "leaked_pairs": 0})
     if config.corpus is not None:
-        dropped += builder.add_passages(read_passages(config.corpus))
+        dropped.update(builder.add_passages(read_passages(config.corpus)))
     collection = builder.finish()
     for table in tables.values():
-        dropped += table.dropped
-    train, held_out = tables["train"].pairs, {s: t.pairs for s, t in tables.items() if s != "train"}
+        dropped.update(table.dropped)
+
+    train = tables["train"].pairs
     check_trainable(train, collection, config.train)
-    for split, fraction in (("test", config.test_fraction), ("dev", config.dev_fraction)):
-        if split in held_out:
-            continue
-        train, leaked = drop_leaks(train, *held_out.values())
+    test, dev = (tables[split].pairs if split in tables else None for split in ("test", "dev"))
+    if test is not None and dev is not None:
+        dev, leaked = drop_leaks(dev, test)
         dropped["leaked_pairs"] += leaked
-        check_trainable(train, collection, config.train)
-        if split == "dev":
-            fraction = min(fraction, config.max_dev_pairs / len(train))
-        train, held_out[split] = split_by_passage(train, fraction=fraction, seed=seed)
-        notes.append(f"{split}: {len(held_out[split]):,} pairs cut off by passage (seed {seed})")
-    train, leaked = drop_leaks(train, *held_out.values())
+        _require_dev(dev, sources["dev"])
+    train, leaked = drop_leaks(train, *(pairs for pairs in (test, dev) if pairs is not None))
     dropped["leaked_pairs"] += leaked
+    if test is None:
+        check_trainable(train, collection, config.train)
+        train, test = split_by_passage(train, fraction=config.test_fraction, seed=seed)
+        notes.append(f"test: {len(test):,} pairs cut off by passage (seed {seed})")
+    if dev is None:
+        check_trainable(train, collection, config.train)
+        fraction = min(config.dev_fraction, config.max_dev_pairs / len(train))
+        train, dev = split_by_passage(train, fraction=fraction, seed=seed)
+        notes.append(f"dev: {len(dev):,} pairs cut off by passage (seed {seed})")
     check_trainable(train, collection, config.train)
-    return Splits(
-        collection=collection,
-        train=train,
-        dev=held_out["dev"],
-        test=held_out["test"],
-        dropped={"duplicate_pairs": 0, "leaked_pairs": 0, **dropped},
-        notes=tuple(notes),
-    )
+    return Splits(collection=collection, train=train, dev=dev, test=test, dropped=dict(dropped), notes=tuple(notes))
 
 
 def write_splits(splits: Splits, folder: Path) -> None:
@@ -80,11 +78,20 @@ def write_splits(splits: Splits, folder: Path) -> None:
         write_pairs(folder / f"{name}.jsonl", pairs, splits.collection)
 
 
+def _require_dev(dev: Pairs, source: str) -> None:
+    if len(dev) == 0:
+        raise DataError(
+            f"'{source}': every dev question or passage is also in the test set, so none is left to choose the "
+            "checkpoint on. Give other rows, or leave out --dev to have a dev split cut."
+        )
+
+
 def _sources(config: DataConfig) -> dict[Split, str]:
     """Where the pairs of each split come from; a split that is to be cut off is missing."""
     own = available_splits(config.train)
     sources: dict[Split, str] = {"train": config.train}
-    for split, given in (("test", config.test), ("dev", config.dev)):
+    held_out: dict[Split, str | None] = {"test": config.test, "dev": config.dev}
+    for split, given in held_out.items():
         if given is not None:
             sources[split] = given
         elif split in own:
@@ -92,9 +99,7 @@ def _sources(config: DataConfig) -> dict[Split, str]:
     return sources
 
 
-def _add(
-    builder: CollectionBuilder, source: str, split: Split, config: DataConfig, notes: list[str]
-) -> CleanRows:
+def _add(builder: CollectionBuilder, source: str, split: Split, config: DataConfig, notes: list[str]) -> CleanRows:
     columns = Columns(config.anchor_column, config.positive_column, config.negative_columns)
     table = read(source, columns=columns, split=split)
     rows = builder.add(table)

@@ -102,9 +102,7 @@ def read_passages(source: str, *, column: str | None = None) -> list[object]:
         return corpora.read_beir_corpus(path)
     if kind == "hub":
         dataset = hub.load_split(source, "train")
-        return _column_passages(
-            list(hub.dataset_records(dataset, dataset.column_names, source)), column, source
-        )
+        return _column_passages(list(hub.dataset_records(dataset, dataset.column_names, source)), column, source)
     if bare_suffix(path.name) == ".json":
         content = load_json(path)
         if corpora.is_llamaindex(content):

@@ -23,17 +23,15 @@ def connected_groups(pairs: Pairs) -> IdArray:
 
     Sharing is transitive: two rows with nothing in common are in one group if a third one links them.
     """
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     if len(pairs) == 0:
         return np.zeros(0, dtype=np.int64)
     queries, query_nodes = np.unique(pairs.query_ids, return_inverse=True)
     passages, passage_nodes = np.unique(pairs.passage_ids, return_inverse=True)
     nodes = len(queries) + len(passages)
-    links = coo_array(
-        (np.ones(len(pairs)), (query_nodes, passage_nodes + len(queries))), shape=(nodes, nodes)
-    )
+    links = coo_array((np.ones(len(pairs)), (query_nodes, passage_nodes + len(queries))), shape=(nodes, nodes))
     _, group_of_node = connected_components(links, directed=False)
     groups: IdArray = group_of_node[query_nodes].astype(np.int64)
     return groups
@@ -57,9 +55,7 @@ def split_by_passage(pairs: Pairs, *, fraction: float, seed: int) -> tuple[Pairs
         DataError: the rows can't be split, since most of them hang together.
     """
     if not 0 < fraction < 1:
-        raise ConfigError(
-            f"Received {fraction} as the share of rows to hold out; expected more than 0 and below 1."
-        )
+        raise ConfigError(f"Received {fraction} as the share of rows to hold out; expected more than 0 and below 1.")
     groups = connected_groups(pairs)
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))

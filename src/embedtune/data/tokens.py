@@ -53,9 +53,7 @@ def tokenize(
     truncated = 0
     for start in range(0, len(texts), TOKENIZE_CHUNK):
         chunk = [prompt + text for text in texts[start : start + TOKENIZE_CHUNK]]
-        encoded = tokenizer(
-            chunk, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
-        )
+        encoded = tokenizer(chunk, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
         for index, ids in enumerate(encoded["input_ids"]):
             flat.append(np.asarray(ids or [empty_id], dtype=np.int32))
             lengths.append(len(flat[-1]))

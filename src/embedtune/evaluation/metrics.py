@@ -66,9 +66,7 @@ def rank_metrics(ranked_ids_QK: IdArray, qrels: Sequence[Mapping[int, float]]) -
     metrics["mrr@10"] = (first_hit_QK / ranks_K)[:, :10].sum(axis=1)
     metrics["ndcg@10"] = _ratio(_dcg(gains_QK[:, :10]), _dcg(_ideal_gains(qrels, 10)))
     precision_at_hits_QK = np.where(hits_QK, hits_so_far_QK / ranks_K, 0.0)
-    metrics[f"map@{DEPTH}"] = _ratio(
-        precision_at_hits_QK[:, :DEPTH].sum(axis=1), np.minimum(relevant_Q, DEPTH)
-    )
+    metrics[f"map@{DEPTH}"] = _ratio(precision_at_hits_QK[:, :DEPTH].sum(axis=1), np.minimum(relevant_Q, DEPTH))
     return metrics
 
 
@@ -114,6 +112,4 @@ def _check(ranked_ids_QK: IdArray, qrels: Sequence[Mapping[int, float]]) -> None
     twice_QK = (sorted_QK[:, 1:] == sorted_QK[:, :-1]) & (sorted_QK[:, 1:] != NO_PASSAGE)
     if twice_QK.any():
         query, rank = np.argwhere(twice_QK)[0]
-        raise ValueError(
-            f"ranked ids: query {query} ranks passage {sorted_QK[query, rank]} twice, expected each once"
-        )
+        raise ValueError(f"ranked ids: query {query} ranks passage {sorted_QK[query, rank]} twice, expected each once")

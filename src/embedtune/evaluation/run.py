@@ -74,9 +74,7 @@ def retrieval_task(
     qrels: dict[int, dict[int, float]] = {}
     for query in queries.tolist():
         judged = collection.qrels.get(query, {})
-        qrels[query] = {
-            passage: grade for passage, grade in judged.items() if grade > 0 and passage in in_corpus
-        }
+        qrels[query] = {passage: grade for passage, grade in judged.items() if grade > 0 and passage in in_corpus}
         if not qrels[query]:
             raise ValueError(
                 f"query {query} ({collection.queries[query][:80]!r}): got {len(judged)} judged passages and "
@@ -124,8 +122,7 @@ def compare(base: Evaluation, tuned: Evaluation, *, seed: int) -> dict[str, Diff
             "and they are not the same ones; evaluate both on one task"
         )
     return {
-        name: paired_difference(base_Q, tuned.per_query[name], seed=seed)
-        for name, base_Q in base.per_query.items()
+        name: paired_difference(base_Q, tuned.per_query[name], seed=seed) for name, base_Q in base.per_query.items()
     }
 
 
@@ -144,7 +141,5 @@ def _distinct(kind: str, ids: Sequence[int] | IdArray, size: int) -> IdArray:
     if len(distinct) == 0:
         raise ValueError(f"got no {kind} ids, expected at least one")
     if distinct[0] < 0 or distinct[-1] >= size:
-        raise ValueError(
-            f"{kind} ids: got {distinct[0]} to {distinct[-1]}, expected the collection's, 0 to {size - 1}"
-        )
+        raise ValueError(f"{kind} ids: got {distinct[0]} to {distinct[-1]}, expected the collection's, 0 to {size - 1}")
     return distinct

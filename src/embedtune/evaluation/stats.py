@@ -30,9 +30,7 @@ class Difference:
     """Two-sided, above 0 and at most 1: how often equally good models would differ by this much."""
 
 
-def paired_difference(
-    base_Q: FloatArray, tuned_Q: FloatArray, *, seed: int, resamples: int = 10_000
-) -> Difference:
+def paired_difference(base_Q: FloatArray, tuned_Q: FloatArray, *, seed: int, resamples: int = 10_000) -> Difference:
     """Mean difference with a bootstrap interval and a permutation p-value, the queries being the sample.
 
     The interval is the percentile bootstrap of the mean over queries (Efron and Tibshirani 1993, chapter 13;

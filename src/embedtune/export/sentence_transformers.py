@@ -40,9 +40,11 @@ def save_merged(model: ModelConfig, adapter: Path, folder: Path) -> None:
         trust_remote_code=model.trust_remote_code,
     )
     set_max_length(merged, model.max_length)
-    dtype = merged[0].model.dtype
-    backbone = PeftModel.from_pretrained(merged[0].model.float(), str(adapter)).merge_and_unload()
-    merged[0].model = backbone.to(dtype)
+    base = merged.transformers_model
+    assert base is not None
+    dtype = base.dtype
+    merged[0].to(torch.float32)
+    merged[0].model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().to(dtype)
     _replace_folder(folder, lambda unfinished: merged.save_pretrained(str(unfinished), create_model_card=False))
 
 

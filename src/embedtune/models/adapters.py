@@ -33,7 +33,7 @@ def attach_lora(encoder: Encoder, *, rank: int, alpha: float, dropout: float) ->
     """
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it: any number will do
         lora_dropout=dropout,
         target_modules=encoder_linears(encoder.backbone),
         task_type=TaskType.FEATURE_EXTRACTION,

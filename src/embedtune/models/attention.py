@@ -32,9 +32,9 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, attention_mask)
 
 
-def attention_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def attention_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """No mask for packed input (it has no attention mask: the layout says it all), SDPA's for padded input."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
 def attention_forward(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from typing import Literal
 
+import psutil
 import torch
 
 from embedtune.errors import ModelError
@@ -60,7 +60,10 @@ def choose_precision(name: PrecisionName, device: torch.device) -> tuple[Precisi
         # Full rate on AMD's cores, half that of fp32 on Intel's: only a measurement tells.
         speedup = bf16_speedup()
         choice: PrecisionName = "bf16" if speedup >= MIN_BF16_SPEEDUP else "fp32"
-        return choice, f"the CPU has AVX512-bf16 without AMX, and multiplies bf16 {speedup:.2g}x as fast as fp32"
+        return (
+            choice,
+            f"the CPU has AVX512-bf16 without AMX, and multiplies bf16 {speedup:.2g}x as fast as fp32",
+        )
     return "fp32", "the CPU has no bf16 instructions"
 
 
@@ -87,5 +90,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held so far: allocated on a CUDA device, resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -103,7 +103,8 @@ def set_max_length(sentence_transformer: SentenceTransformer, max_length: int | 
     Raises:
         ModelError: more than the model has positions.
     """
-    limit = getattr(sentence_transformer[0].model.config, "max_position_embeddings", None)
+    config = sentence_transformer.config
+    limit = getattr(config, "max_position_embeddings", None)
     if max_length is not None and limit is not None and max_length > limit:
         raise ModelError(
             f"--max-length {max_length} is more than the model's {limit} positions.\n"

@@ -56,12 +56,8 @@ def bm25_search(queries: Sequence[str], corpus: Sequence[str], k: int) -> TopK:
         ValueError: `k` is below 1 or the corpus is empty.
     """
     vocabulary: dict[str, int] = {}
-    corpus_token_ids = [
-        [vocabulary.setdefault(word, len(vocabulary)) for word in tokenise(text)] for text in corpus
-    ]
-    query_token_ids = [
-        [vocabulary[word] for word in tokenise(text) if word in vocabulary] for text in queries
-    ]
+    corpus_token_ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in tokenise(text)] for text in corpus]
+    query_token_ids = [[vocabulary[word] for word in tokenise(text) if word in vocabulary] for text in queries]
     index = _build_index(corpus_token_ids, vocabulary) if vocabulary else None
     rows = max(1, _SCORES_PER_CHUNK // max(1, len(corpus)))
     chunks = [
@@ -77,7 +73,7 @@ def bm25_search(queries: Sequence[str], corpus: Sequence[str], k: int) -> TopK:
 def _build_index(corpus_token_ids: list[list[int]], vocabulary: dict[str, int]) -> Any:
     """The bm25s index; bm25s has no types."""
     # Here, not at the top: bm25s loads numba where it is installed, which takes seconds.
-    import bm25s  # type: ignore[import-untyped]
+    import bm25s
 
     # bm25s sets its logger to DEBUG, so its messages would show in any program that logs at all.
     logging.getLogger("bm25s").setLevel(logging.WARNING)

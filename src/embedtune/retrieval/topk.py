@@ -125,9 +125,7 @@ def _check(queries_QE: Tensor, corpus_DE: Tensor, k: int, chunk_size: int) -> No
             "expected (queries, size) and (passages, size) with the same size"
         )
     if queries_QE.device != corpus_DE.device:
-        raise ValueError(
-            f"queries: got {queries_QE.device}, corpus: got {corpus_DE.device}, expected one device"
-        )
+        raise ValueError(f"queries: got {queries_QE.device}, corpus: got {corpus_DE.device}, expected one device")
     _check_positive("passages", len(corpus_DE))
     _check_positive("k", k)
     _check_positive("chunk_size", chunk_size)

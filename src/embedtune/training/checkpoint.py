@@ -79,9 +79,7 @@ class Checkpoints:
             if step != progress.best_step:
                 shutil.rmtree(self.path(step))
 
-    def load(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
-    ) -> Progress:
+    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> Progress:
         """Put model, optimiser, schedule and random state back to that step.
 
         Raises:
@@ -94,7 +92,7 @@ class Checkpoints:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             _restore_random_state(tensors)
             _restore_moments(optimizer, tensors)
-            scheduler.load_state_dict(state["scheduler"])
+            scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
             progress = Progress(**state["progress"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise OutputError(

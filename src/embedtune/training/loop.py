@@ -1,7 +1,8 @@
 """The step loop: forward, backward, step; evaluate, checkpoint, stop.
 
-It knows nothing of encoders or passages: the objective turns row numbers into a loss, `evaluate` returns metrics.
-Which rows come at which step is a function of the seed and the step, so a resumed run sees what it would have seen.
+It knows nothing of encoders or passages: the objective turns row numbers into a loss, `evaluate` returns
+metrics. Which rows come at which step is a function of the seed and the step, so a resumed run sees what it would
+have seen.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Trainer:
     """One training run, from its first step or its last checkpoint."""
 
     model: nn.Module
-    """Holds the trainable parameters."""
+    """Holds the trainable parameters; its `train()` is called before the first step and after each evaluation."""
     objective: Objective
     evaluate: Evaluate
     pairs: Pairs
@@ -90,7 +91,10 @@ class Trainer:
     def _accelerator(self) -> Accelerator:
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision=self.mixed_precision, log_with="tensorboard", project_dir=self.log_folder
+            cpu=on_cpu,
+            mixed_precision=self.mixed_precision,
+            log_with="tensorboard",
+            project_dir=self.log_folder,
         )
         if accelerator.num_processes > 1:
             raise RunError(
@@ -123,7 +127,7 @@ class Trainer:
         return loss
 
     def _log(self, state: _State, loss: float, reporter: TrainingReporter) -> None:
-        progress, lr = state.progress, state.scheduler.get_last_lr()[0]
+        progress, lr = state.progress, float(state.scheduler.get_last_lr()[0])
         state.accelerator.log({"train/loss": loss, "train/lr": lr}, step=progress.step)
         progress.losses.append(loss)
         rate = progress.pairs / progress.seconds

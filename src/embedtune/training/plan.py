@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import batches_per_epoch
+from embedtune.errors import ConfigError
 
 DEFAULT_BATCH_SIZE = 128
 MIN_STEPS_PER_EPOCH = 16
@@ -30,8 +31,17 @@ class Plan:
 
 
 def make_plan(config: TrainingConfig, pairs: int) -> Plan:
-    """Derive what `config` leaves open for a training set of `pairs` rows."""
-    batch_size = min(config.batch_size or _default_batch_size(pairs), pairs)
+    """Derive what `config` leaves open for a training set of `pairs` rows.
+
+    Raises:
+        ConfigError: a batch was asked for that the rows don't fill.
+    """
+    if config.batch_size is not None and config.batch_size > pairs:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} is more than the {pairs:,} pairs there are to train on.\n"
+            f"Type:  --batch-size {pairs} or less, or leave it out."
+        )
+    batch_size = config.batch_size or min(_default_batch_size(pairs), pairs)
     per_epoch = batches_per_epoch(pairs, batch_size)
     steps = config.max_steps or max(1, round(config.epochs * per_epoch / config.accumulate))
     return Plan(
@@ -44,5 +54,5 @@ def make_plan(config: TrainingConfig, pairs: int) -> Plan:
 
 
 def _default_batch_size(pairs: int) -> int:
-    enough_steps = 2 ** int(math.log2(max(1, pairs / MIN_STEPS_PER_EPOCH)))
+    enough_steps = 1 << max(1, pairs // MIN_STEPS_PER_EPOCH).bit_length() - 1
     return max(SMALLEST_DEFAULT_BATCH, min(DEFAULT_BATCH_SIZE, enough_steps))

@@ -39,9 +39,7 @@ def packed_attention(
     if repeats > 1:
         key_TKD = key_TKD.repeat_interleave(repeats, dim=1)
         value_TKD = value_TKD.repeat_interleave(repeats, dim=1)
-    out: Tensor = _GroupedAttention.apply(
-        query_THD, key_TKD, value_TKD, layout, scale, _Visibility(causal, window)
-    )
+    out: Tensor = _GroupedAttention.apply(query_THD, key_TKD, value_TKD, layout, scale, _Visibility(causal, window))
     return out
 
 
@@ -61,9 +59,7 @@ class _GroupedAttention(torch.autograd.Function):
         out_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         probabilities = []
         for group in layout.groups:
-            query_MLD, key_MLD, value_MLD = (
-                _to_block(x_THD, group) for x_THD in (query_THD, key_THD, value_THD)
-            )
+            query_MLD, key_MLD, value_MLD = (_to_block(x_THD, group) for x_THD in (query_THD, key_THD, value_THD))
             bias = _bias(group, visibility, query_THD)
             probs_MLL = _scores(query_MLD, key_MLD, bias, scale).softmax(-1)
             _from_block(torch.bmm(probs_MLL, value_MLD), group, out_THD)
@@ -76,9 +72,7 @@ class _GroupedAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_out_THD,) = grad_outputs
         query_THD, key_THD, value_THD, *probabilities = ctx.saved_tensors
-        grads = [
-            torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query_THD, key_THD, value_THD)
-        ]
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query_THD, key_THD, value_THD)]
         for group, probs_MLL in zip(ctx.layout.groups, probabilities, strict=True):
             query_MLD, key_MLD, value_MLD, grad_MLD = (
                 _to_block(x, group) for x in (query_THD, key_THD, value_THD, grad_out_THD)
@@ -124,12 +118,12 @@ def _from_block(block_MLD: Tensor, group: Group, out_THD: Tensor) -> None:
 def _bias(group: Group, visibility: _Visibility, like: Tensor) -> Tensor | None:
     """Additive mask, -inf where a key must not be seen, broadcastable to (N * H, L, L); None if all are seen."""
     hidden_LL = hidden_positions(group.length, visibility.causal, visibility.window, like.device)
-    if group.padding is None and hidden_LL is None:
-        return None
-    if hidden_LL is None:
-        hidden = group.padding[:, None, :]
-    elif group.padding is None:
+    if group.padding is None:
+        if hidden_LL is None:
+            return None
         hidden = hidden_LL[None]
+    elif hidden_LL is None:
+        hidden = group.padding[:, None, :]
     else:
         # Behind a window a padded query might see no key at all and turn NaN: its row may see everything.
         hidden = (hidden_LL | group.padding[:, None, :]) & ~group.padding[:, :, None]

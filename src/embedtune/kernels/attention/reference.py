@@ -5,6 +5,8 @@ Shapes: `T` packed tokens, `H` query heads, `K` key/value heads (H a multiple of
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def packed_attention(
     repeats = query_THD.shape[1] // key_TKD.shape[1]
     outputs = []
     bounds = [0, *torch.tensor(layout.lengths).cumsum(0).tolist()]
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         query_HLD = query_THD[start:stop].transpose(0, 1)
         key_HLD = key_TKD[start:stop].transpose(0, 1).repeat_interleave(repeats, 0)
         value_HLD = value_TKD[start:stop].transpose(0, 1).repeat_interleave(repeats, 0)

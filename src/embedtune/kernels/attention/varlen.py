@@ -19,8 +19,12 @@ def packed_attention(
     window: int | None = None,
 ) -> Tensor:
     """Same signature and result as `reference.packed_attention`; fp16 and bf16 on CUDA only."""
+    repeats = query_THD.shape[1] // key_TKD.shape[1]
+    if repeats > 1:  # varlen_attn itself takes grouped heads from torch 2.12 on only
+        key_TKD = key_TKD.repeat_interleave(repeats, dim=1)
+        value_TKD = value_TKD.repeat_interleave(repeats, dim=1)
     left = -1 if window is None else window - 1
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         query_THD,
         key_TKD,
         value_TKD,
@@ -30,6 +34,6 @@ def packed_attention(
         layout.max_length,
         scale=scale,
         window_size=(left, 0 if causal else left),
-        enable_gqa=query_THD.shape[1] != key_TKD.shape[1],
     )
+    assert isinstance(out, Tensor)  # a pair only if asked for auxiliary outputs
     return out

@@ -1,0 +1,5 @@
+"""embedtune beside plain Sentence Transformers + PEFT: same work, separate processes, in turn, as ratios.
+
+`python -m benchmarks.train PAIRS` times training steps, `python -m benchmarks.encode TEXTS` times encoding. What is
+measured and how is described in docs/performance.md.
+"""

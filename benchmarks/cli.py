@@ -1,0 +1,51 @@
+"""Options and exit codes that the benchmarks share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from benchmarks.jobs import DeviceName
+from benchmarks.output import fail
+from embedtune.errors import ConfigError, EmbedtuneError
+from embedtune.models.hardware import choose_device
+
+Options = TypeVar("Options")
+
+
+def run(options: type[Options], benchmark: Callable[[Options], None], *, name: str) -> NoReturn:
+    """Parse the command line, run, and exit: 0 done, 1 runners disagree or fail, 2 the input is wrong."""
+    try:
+        benchmark(tyro.cli(options, prog=f"python -m benchmarks.{name}", args=sys.argv[1:]))
+    except EmbedtuneError as error:
+        fail(f"benchmarks.{name}: {error}")
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def device_name(given: DeviceName | None) -> DeviceName:
+    """The device to measure on: as asked, else CUDA where there is any.
+
+    Raises:
+        ModelError: CUDA was asked for and there is none.
+    """
+    return "cuda" if choose_device(given or "auto").type == "cuda" else "cpu"
+
+
+def require_at_least(least: int, **options: int) -> None:
+    """Refuse an option that is too small.
+
+    Raises:
+        ConfigError: one is below `least`.
+    """
+    for name, value in options.items():
+        if value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected {least} or more.")
+
+
+def distinct(runners: Sequence[str]) -> list[str]:
+    """The runners without repetitions, in their order."""
+    return list(dict.fromkeys(runners))

@@ -1,0 +1,47 @@
+"""What the measurements were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embedtune.report.results import environment
+
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+"""CPU features that decide how fast matrices are multiplied."""
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Versions and hardware; what the system does not tell is left out or empty."""
+    cpu = cpu_facts(_read("/proc/cpuinfo"))
+    versions = environment(torch.device(device), "")
+    versions.pop("precision")
+    return {**versions, "cpu": cpu["model"] or platform.processor(), "cpu_flags": cpu["flags"], "cores": _cores()}
+
+
+def cpu_facts(cpuinfo: str) -> dict[str, Any]:
+    """Model name, and which of `FLAGS` the first core has, from the text of /proc/cpuinfo."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip(), value.strip())
+    present = set(fields.get("flags", "").split())
+    return {"model": fields.get("model name", ""), "flags": [flag for flag in FLAGS if flag in present]}
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,121 @@
+"""What a benchmark prints and writes; nothing else here prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.records import GemmRates, Workload
+from benchmarks.summary import EncodeSummary, Ratio, TrainSummary
+from embedtune.errors import OutputError
+
+Ratios = Mapping[str, Mapping[str, Ratio]]
+
+_WIDTH = 120
+"""Columns of a table where there is no terminal."""
+
+_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+_errors = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+def say(text: str) -> None:
+    _console.print(text, markup=False)
+
+
+def fail(text: str) -> None:
+    _errors.print(text, markup=False)
+
+
+def show_hardware(facts: Mapping[str, Any]) -> None:
+    name = facts["cpu"] if facts["device"] == "cpu" else facts["device_name"]
+    flags = f" ({', '.join(facts['cpu_flags'])})" if facts["cpu_flags"] else ""
+    say(f"{name}, {facts['cores']} cores{flags}, {facts['threads']} threads")
+    packages = ("torch", "transformers", "sentence-transformers", "peft")
+    say(", ".join(f"{package} {facts[package]}" for package in packages))
+
+
+def show_work(work: Workload, gemm: GemmRates) -> None:
+    shape = " x ".join(map(str, gemm.shape))
+    say(
+        f"timed in each round: {work.pairs:,} pairs, {work.tokens:,} tokens; "
+        f"padded, {work.padding:.0%} of the positions would be padding"
+    )
+    say(f"GEMM floor, linear {shape}: fp32 {gemm.fp32 / 1e12:.2f} TFLOP/s, bf16 {gemm.bf16 / 1e12:.2f} TFLOP/s")
+
+
+def show_train(summaries: Mapping[str, TrainSummary]) -> None:
+    table = Table(title="training, medians over the rounds", title_justify="left")
+    headings = ("runner", "pairs/s", "tokens/s", "step", "data", "peak", "above load", "of GEMM", "loss")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for runner, s in summaries.items():
+        table.add_row(
+            f"{runner} ({s.precision})",
+            f"{s.pairs_per_second:,.1f}",
+            f"{s.tokens_per_second:,.0f}",
+            _seconds(s.step_seconds),
+            _seconds(s.data_seconds),
+            _gibibytes(s.peak_bytes),
+            _gibibytes(s.peak_above_loaded_bytes),
+            f"{s.gemm_share:.0%}",
+            f"{s.mean_loss:.4f}",
+        )
+    _console.print(table)
+
+
+def show_encode(summaries: Mapping[str, EncodeSummary]) -> None:
+    table = Table(title="encoding, medians over the rounds", title_justify="left")
+    for place, heading in enumerate(("runner", "texts/s", "peak", "above load")):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for runner, s in summaries.items():
+        table.add_row(
+            f"{runner} ({s.precision})",
+            f"{s.texts_per_second:,.0f}",
+            _gibibytes(s.peak_bytes),
+            _gibibytes(s.peak_above_loaded_bytes),
+        )
+    _console.print(table)
+
+
+def show_ratios(ratios: Ratios) -> None:
+    for ours, peers in ratios.items():
+        for peer, r in peers.items():
+            say(f"{ours} / {peer}: {r.median:.2f}x  (rounds: {r.lowest:.2f} to {r.highest:.2f})")
+
+
+def writable(out: Path | None) -> None:
+    """Refuse a file that can't be written before hours are spent on its content.
+
+    Raises:
+        OutputError: its folder does not exist.
+    """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
+
+
+def write_results(out: Path | None, results: Mapping[str, Any]) -> None:
+    if out is not None:
+        out.write_text(json.dumps(results, indent=2, default=_plain) + "\n", encoding="utf-8")
+        say(f"written: {out}")
+
+
+def _plain(value: object) -> Any:
+    """Dataclasses for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no place in the results")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+
+
+def _gibibytes(value: int) -> str:
+    return f"{value / 2**30:.2f} GiB"

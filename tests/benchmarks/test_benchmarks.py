@@ -1,0 +1,193 @@
+"""Both sides do the same work on the same batches; where they don't, no ratio is given.
+
+The sides run in this process, on a tiny model without dropout; `python -m benchmarks.train` gives each its own process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import ours, peer
+from benchmarks.agreement import DisagreementError, check_agreement
+from benchmarks.batches import build_batches, read_batches, write_batches
+from benchmarks.hardware import cpu_facts
+from benchmarks.jobs import EncodeJob, TrainJob
+from benchmarks.records import Agreement, GemmRates, TrainMeasurement, Workload
+from benchmarks.summary import ratios, summarize_train, train_rates
+from benchmarks.workload import count_work, training_flops
+from embedtune.errors import DataError
+from embedtune.models.encoder import Encoder
+
+BATCH, STEPS = 8, 3
+
+needs_no_warnings = pytest.mark.filterwarnings("ignore")
+"""Sentence Transformers' trainer warns of things in the libraries under it."""
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -> Path:
+    """A hundred pairs, the first two of them with the same passage."""
+    passages = [sentences[201], *sentences[201:300]]
+    rows = [{"anchor": a, "positive": p} for a, p in zip(sentences[:100], passages, strict=True)]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(
+    make_checkpoint: Callable[..., Path], make_st_folder: Callable[..., Path], bert_config: dict[str, int]
+) -> Path:
+    """A tiny BERT without dropout."""
+    from transformers import BertConfig
+
+    config = BertConfig.from_dict({**bert_config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    return make_st_folder(make_checkpoint(config), prompts={"query": "bador: "})
+
+
+@pytest.fixture
+def job(base: Path, pairs_file: Path, tmp_path: Path) -> TrainJob:
+    path = tmp_path / "batches.jsonl"
+    write_batches(build_batches(str(pairs_file), batch_size=BATCH, count=STEPS + 1, seed=0), path)
+    return TrainJob(
+        base=str(base),
+        batches=str(path),
+        batch_size=BATCH,
+        max_length=24,
+        rank=4,
+        alpha=8.0,
+        device="cpu",
+        lr=2e-3,
+        weight_decay=0.01,
+        scale=20.0,
+        seed=0,
+    )
+
+
+def test_batches_are_full_and_free_of_repetitions(pairs_file: Path, tmp_path: Path) -> None:
+    batches = build_batches(str(pairs_file), batch_size=10, count=9, seed=0)
+    for batch in batches:
+        anchors, positives = zip(*batch, strict=True)
+        assert len(set(anchors)) == len(set(positives)) == 10
+    write_batches(batches, tmp_path / "batches.jsonl")
+    assert read_batches(tmp_path / "batches.jsonl") == batches
+
+
+def test_too_few_pairs_are_refused(pairs_file: Path) -> None:
+    with pytest.raises(DataError, match="100 pairs give 0 batches of 101"):
+        build_batches(str(pairs_file), batch_size=101, count=1, seed=0)
+
+
+@needs_no_warnings
+def test_the_sides_agree_before_training_and_after(job: TrainJob, tmp_path: Path) -> None:
+    """Same loss and embeddings with a random adapter, and the same mean loss over a few real steps."""
+    first = ours.agree_train("embedtune-fp32", job, tmp_path / "ours.npy")
+    second = peer.agree_train("st-fp32", job, tmp_path / "peer.npy")
+    assert "cosine at least 1.0000" in check_agreement([first, second])[0]
+
+    one, other = ours.time_train("embedtune-fp32", job), peer.time_train("st-fp32", job)
+    assert len(one.step_seconds) == len(other.step_seconds) == STEPS
+    assert one.mean_loss == pytest.approx(other.mean_loss, rel=1e-4)
+    assert all(m.peak_bytes >= m.loaded_bytes > 0 for m in (one, other))
+
+
+@needs_no_warnings
+def test_another_scaling_of_the_adapter_is_noticed(job: TrainJob, tmp_path: Path) -> None:
+    first = ours.agree_train("embedtune-fp32", job, tmp_path / "ours.npy")
+    second = peer.agree_train("st-fp32", replace(job, alpha=16.0), tmp_path / "peer.npy")
+    with pytest.raises(DisagreementError, match=r"embedtune-fp32 and st-fp32 don't compute the same"):
+        check_agreement([first, second])
+
+
+@needs_no_warnings
+def test_the_sides_encode_alike(base: Path, sentences: list[str], tmp_path: Path) -> None:
+    job = EncodeJob(base=str(base), texts="", max_length=24, device="cpu")
+    found = [
+        side.agree_encode(runner, job, sentences[:20], tmp_path / f"{runner}.npy")
+        for side, runner in ((ours, "embedtune-fp32"), (peer, "st-fp32"), (peer, "st-bf16"))
+    ]
+    assert len(check_agreement(found)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss": 1.01}, "loss: 1.000000 and 1.010000"),
+        ({"loss": float("nan")}, "loss"),
+        ({"tokens": 99}, "tokens: 100 and 99"),
+        ({"trainable_parameters": 7}, "trainable parameters: 8 and 7"),
+    ],
+)
+def test_each_disagreement_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "same.npy", np.eye(3, dtype=np.float32))
+    one = Agreement(
+        runner="embedtune",
+        precision="fp32",
+        embeddings=str(tmp_path / "same.npy"),
+        loss=1.0,
+        tokens=100,
+        trainable_parameters=8,
+    )
+    with pytest.raises(DisagreementError, match=said):
+        check_agreement([one, replace(one, runner="st-fp32", **change)])
+
+
+def test_half_precision_may_differ_more(tmp_path: Path) -> None:
+    np.save(tmp_path / "same.npy", np.eye(3, dtype=np.float32))
+    one = Agreement(runner="embedtune", precision="bf16", embeddings=str(tmp_path / "same.npy"), loss=1.0)
+    assert check_agreement([one, replace(one, runner="st-fp32", precision="fp32", loss=1.01)])
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A machine that is half as fast in the second round changes the rates, not their ratio."""
+
+    def measured(runner: str, seconds: float) -> TrainMeasurement:
+        return TrainMeasurement(
+            runner=runner,
+            precision="fp32",
+            step_seconds=[seconds, seconds],
+            data_seconds=seconds,
+            loaded_bytes=100,
+            peak_bytes=300,
+            mean_loss=0.5,
+        )
+
+    names = {"embedtune": 1.0, "st-fp32": 3.0}
+    rounds = [{name: measured(name, seconds * slow) for name, seconds in names.items()} for slow in (1.0, 2.0, 1.0)]
+    work = Workload(pairs=20, tokens=1000, padding=0.5, flops=400.0)
+    compared = ratios(train_rates(rounds, work))
+    assert compared == {"embedtune": {"st-fp32": compared["embedtune"]["st-fp32"]}}
+    assert vars(compared["embedtune"]["st-fp32"]) == pytest.approx({"median": 3, "lowest": 3, "highest": 3})
+
+    gemm = GemmRates(shape=(1, 1, 1), fp32=1000.0, bf16=2000.0)
+    summary = summarize_train(rounds, work, [gemm] * 3)["embedtune"]
+    assert (summary.pairs_per_second, summary.tokens_per_second) == (10, 500)
+    assert (summary.pairs_per_second_with_data, summary.step_seconds) == (5, 1)
+    assert (summary.gemm_share, summary.peak_above_loaded_bytes) == (0.2, 200)
+
+
+def test_operations_are_counted_as_documented(base: Path, load: Callable[..., Encoder]) -> None:
+    encoder = load(base, max_length=24)
+    layer_weights = 4 * 32 * 32 + 2 * 32 * 64
+    layer_adapter = 2 * (4 * (32 + 32) + 2 * (32 + 64))
+    expected = 2 * ((4 * layer_weights + 6 * layer_adapter) * 7 + 12 * 32 * (3**2 + 4**2))
+    assert training_flops(encoder.backbone, np.array([3, 4]), rank=2) == expected
+
+    work = count_work(encoder, [[("ba", "nop nop"), ("ba", "nop nop")]], rank=2)
+    texts = encoder.sentence_transformer.tokenizer(["ba", "nop nop"]).input_ids
+    assert (work.pairs, work.tokens, work.padding) == (2, 2 * sum(map(len, texts)), 0)
+
+
+def test_cpu_facts_are_read() -> None:
+    text = (
+        "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nmodel name\t: Other\n"
+    )
+    assert cpu_facts(text) == {"model": "Some CPU", "flags": ["avx2", "amx_bf16"]}
+    assert cpu_facts("") == {"model": "", "flags": []}

@@ -1,0 +1,172 @@
+"""The command line as scripts see it: exit codes, one message, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from embedtune.cli.main import main
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"question": f"ba{n} dor?", "passage": f"kefin {n} ligal {n * 7}"} for n in range(40)]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return file
+
+
+def _train(*arguments: object) -> int:
+    return main(["train", *map(str, arguments)])
+
+
+def test_train_prints_the_table_and_where_the_model_is(
+    pairs: Path, st_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert _train(pairs, "--base", st_folder, "--out", out, "--epochs", 1) == 0
+    printed = capsys.readouterr().out
+    for part in ("base", "tuned", "BM25", "95 % interval", "ndcg@10", "pairs/s", "trainable parameters", str(out)):
+        assert part in printed
+    assert "from sentence_transformers import SentenceTransformer" in printed
+
+
+def test_options_override_the_config_file(pairs: Path, st_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        f"[data]\ntrain = '{pairs}'\n[model]\nbase = '{st_folder}'\n[adapter]\nrank = 4\n[training]\nmax_steps = 2\n"
+    )
+    out = tmp_path / "run"
+    assert main(["train", "--config", str(file), "--out", str(out), "--lr", "0.0005"]) == 0
+    saved = (out / "config.toml").read_text()
+    assert "rank = 4" in saved
+    assert "lr = 0.0005" in saved
+    assert "max_steps = 2" in saved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jsonl"], "No such file"),
+        (["PAIRS", "--anchor-column", "nope"], "'nope'"),
+        (["PAIRS", "--base", "/no/such/folder"], "not a model folder"),
+        (["PAIRS", "--base", "EMPTY"], "no config.json"),
+        (["PAIRS", "--lr", "-1"], "--lr is -1.0"),
+        (["PAIRS", "--metric", "ndcg@7"], "one of accuracy@1"),
+        (["PAIRS", "--batch-size", "500"], "--batch-size 500 is more than"),
+        (["PAIRS", "--max-length", "100000"], "--max-length 64 or less"),
+        (["PAIRS", "--precision", "fp16", "--device", "cpu"], "--precision bf16 or"),
+        (["PAIRS", "--out", "FULL"], "files that no run wrote"),
+        (["PAIRS", "--out", "PAIRS"], "is a file"),
+        (["PAIRS", "--resume"], "holds no run"),
+        (["PAIRS", "--config", "nowhere.toml"], "no such file"),
+        ([], "no training data"),
+    ],
+)
+def test_bad_input_gets_one_message_and_leaves_nothing(
+    arguments: list[str],
+    message: str,
+    pairs: Path,
+    st_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    places = {"PAIRS": str(pairs), "EMPTY": str(tmp_path / "empty"), "FULL": str(tmp_path / "full")}
+    given = [places.get(argument, argument) for argument in arguments]
+    if "--base" not in given:
+        given += ["--base", str(st_folder)]
+    before = sorted(tmp_path.rglob("*"))
+    assert _train(*given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("embedtune: ")
+    assert "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nowhere.jsonl", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_unforeseen_failure_exits_with_1(
+    pairs: Path, st_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("embedtune.pipeline.write_splits", fail)
+    assert _train(pairs, "--base", st_folder, "--out", tmp_path / "run") == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune"]) == 2
+    assert "no command 'tune'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "x.jsonl", "--rang", "8"])
+    assert stopped.value.code == 2
+    assert "--rang" in capsys.readouterr().err
+
+
+def test_eval_compares_two_models(
+    pairs: Path, st_folder: Path, bare_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("one more passage\nand another\n")
+    command = ["eval", str(st_folder), "--test", str(pairs), "--corpus", str(corpus)]
+    assert main([*command, "--against", str(bare_folder), "--out", str(out)]) == 0
+    results = json.loads(out.read_text())
+    assert results["data"] == {"test_queries": 40, "corpus_passages": 42, "dropped": {}}
+    difference = results["model"]["ndcg@10"] - results["against"]["ndcg@10"]
+    assert results["delta"]["ndcg@10"]["mean"] == pytest.approx(difference)
+    assert "BM25" in capsys.readouterr().out
+
+
+def test_eval_of_one_model_has_no_difference(pairs: Path, bare_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    assert main(["eval", str(bare_folder), "--test", str(pairs), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["delta"] == {}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_encode_writes_what_sentence_transformers_gives(st_folder: Path, tmp_path: Path, suffix: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["ba dor", "kefin ligal mohem nujin", "x"]
+    source, out = tmp_path / "texts.txt", tmp_path / f"vectors{suffix}"
+    source.write_text("\n".join(texts) + "\n")
+    assert main(["encode", str(st_folder), str(source), "--out", str(out), "--precision", "fp32"]) == 0
+    if suffix == ".npy":
+        vectors = np.load(out)
+    else:
+        table = pq.read_table(out)
+        assert table["text"].to_pylist() == texts
+        vectors = np.array(table["embedding"].to_pylist(), dtype=np.float32)
+    expected = SentenceTransformer(str(st_folder), device="cpu").encode(texts, prompt_name="document")
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_encode_refuses_an_unknown_output_form(
+    st_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("a\n")
+    assert main(["encode", str(st_folder), str(source), "--out", str(tmp_path / "vectors.csv")]) == 2
+    assert "expected .npy or .parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_exit_with_0(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert "embedtune" in capsys.readouterr().out

@@ -1,0 +1,191 @@
+"""Tiny random checkpoints of real architectures, made on the spot: no test needs a network.
+
+The heavy libraries are imported inside the fixtures, so that tests of the data layer alone start at once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    from embedtune.models.encoder import Encoder
+
+# Read when torch is first imported. On tensors this small threads cost more than they save, and waiting ones steal
+# the cores of whatever else runs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MAX_LENGTH = 64
+PROMPTS = {"query": "bador sholat: ", "document": "nop: "}
+
+_BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ROBERTA_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
+"""RoBERTa's family pads with id 1."""
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Three hundred different made-up sentences of 1 to 30 words."""
+    generator = random.Random(0)
+    starts = ("ba", "ke", "li", "mo", "nu", "ra", "sho", "ti", "vu", "zen")
+    ends = ("dor", "fin", "gal", "hem", "jin", "kor", "lat", "mez", "nop")
+    words = [start + end for start in starts for end in ends]
+    return [f"{' '.join(generator.choices(words, k=1 + row % 30))} {row}" for row in range(300)]
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer(sentences: list[str]) -> Callable[..., PreTrainedTokenizerFast]:
+    """A WordPiece tokenizer of 200 tokens trained on `sentences`.
+
+    `template` is what a text becomes, `$A` being the text; None adds no special token.
+    """
+
+    def make(*, template: str | None = "[CLS] $A [SEP]", pad_id: int = 0) -> PreTrainedTokenizerFast:
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        specials = list(_BERT_SPECIALS if pad_id == 0 else _ROBERTA_SPECIALS)
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials, show_progress=False)
+        tokenizer.train_from_iterator(sentences, trainer)
+        if template is not None:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=template, special_tokens=[(token, specials.index(token)) for token in ("[CLS]", "[SEP]")]
+            )
+        return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=tokenizer,
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+            model_max_length=MAX_LENGTH,
+            model_input_names=["input_ids", "attention_mask"],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> Callable[..., Path]:
+    """Writes a model of that config with random weights, and a tokenizer, as a bare Hugging Face checkpoint."""
+
+    def make(config: PreTrainedConfig, *, dtype: str = "float32", **tokenizer_options: Any) -> Path:
+        import torch
+        from transformers import AutoModel
+
+        folder = tmp_path_factory.mktemp(config.model_type)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+            # Stock initial weights are so small that attention is nearly uniform and mistakes would not show.
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        make_tokenizer(**tokenizer_options).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bert_config() -> dict[str, Any]:
+    """Sizes of the tiny models, under the names that most configs use."""
+    return {
+        "vocab_size": 200,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": MAX_LENGTH,
+    }
+
+
+@pytest.fixture(scope="session")
+def bare_folder(make_checkpoint: Callable[..., Path], bert_config: dict[str, Any]) -> Path:
+    """A tiny BERT as a bare checkpoint, without Sentence Transformers settings."""
+    from transformers import BertConfig
+
+    return make_checkpoint(BertConfig(**bert_config))
+
+
+@pytest.fixture(scope="session")
+def make_st_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a Sentence Transformers folder of a bare checkpoint, with settings of its own."""
+
+    def make(
+        checkpoint: Path,
+        *,
+        pooling: str | Sequence[str] = "mean",
+        normalize: bool = True,
+        prompts: dict[str, str] | None = None,
+        include_prompt: bool = True,
+        **settings: Any,
+    ) -> Path:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+        transformer = Transformer(str(checkpoint))
+        size = transformer.get_embedding_dimension()
+        modules = [transformer, Pooling(size, pooling_mode=pooling, include_prompt=include_prompt)]
+        modules += [Normalize()] if normalize else []
+        folder = tmp_path_factory.mktemp("st")
+        model = SentenceTransformer(modules=modules, device="cpu", prompts=prompts, **settings)
+        model.save_pretrained(str(folder), create_model_card=False)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def st_folder(make_st_folder: Callable[..., Path], bare_folder: Path) -> Path:
+    """The tiny BERT as a Sentence Transformers folder: mean pooling, normalisation, prompts."""
+    return make_st_folder(bare_folder, prompts=PROMPTS)
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[..., Encoder]:
+    """`load_encoder` on the CPU."""
+
+    def load(folder: Path, **options: Any) -> Encoder:
+        import torch
+
+        from embedtune.models.load import load_encoder
+
+        return load_encoder(str(folder), device=torch.device("cpu"), **options)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def adapt() -> Callable[..., PeftModel]:
+    """Attaches an adapter that already changes the embeddings: PEFT's own starts as zero."""
+
+    def adapt(encoder: Encoder, *, rank: int = 4, alpha: float = 8.0, dropout: float = 0.0) -> PeftModel:
+        import torch
+
+        from embedtune.models.adapters import attach_lora
+
+        adapted = attach_lora(encoder, rank=rank, alpha=alpha, dropout=dropout)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                with torch.no_grad():
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        return adapted
+
+    return adapt

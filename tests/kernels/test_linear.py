@@ -1,0 +1,117 @@
+"""The fused LoRA linear against its formula, in outputs and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from embedtune.kernels.linear import fused, reference
+
+Linear = Callable[..., Tensor]
+SCALING = 0.7
+
+
+def tensors(
+    *, dtype: torch.dtype = torch.float64, adapter_dtype: torch.dtype | None = None, tokens: int = 7
+) -> dict[str, Tensor]:
+    """Inputs of 5 features, outputs of 3, rank 2."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    frozen = {"weight_OI": random(3, 5).to(dtype), "bias_O": random(3).to(dtype)}
+    adapter = {"lora_a_RI": random(2, 5), "lora_b_OR": random(3, 2)}
+    return {
+        "x_TI": random(tokens, 5).to(dtype).requires_grad_(),
+        "dropped_TI": random(tokens, 5).to(dtype).requires_grad_(),
+        **frozen,
+        **{name: value.to(adapter_dtype or dtype).requires_grad_() for name, value in adapter.items()},
+    }
+
+
+def run(linear: Linear, given: dict[str, Tensor], *, bias: bool, dropped: bool) -> dict[str, Tensor]:
+    """The output and the gradient of everything that requires one."""
+    used = dict(given)
+    out_TO = linear(
+        used["x_TI"],
+        used["dropped_TI"] if dropped else None,
+        used["weight_OI"],
+        used["bias_O"] if bias else None,
+        used["lora_a_RI"],
+        used["lora_b_OR"],
+        SCALING,
+    )
+    wanted = {name: x for name, x in used.items() if x.requires_grad and (dropped or name != "dropped_TI")}
+    grad_TO = torch.randn(out_TO.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad(out_TO, list(wanted.values()), grad_TO.to(out_TO))
+    return {"out": out_TO.detach(), **dict(zip(wanted, gradients, strict=True))}
+
+
+@pytest.mark.parametrize("needs_x_gradient", [True, False])
+@pytest.mark.parametrize("dropped", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_fused_is_the_formula(
+    dtype: torch.dtype, tolerance: float, bias: bool, dropped: bool, needs_x_gradient: bool
+) -> None:
+    given = tensors(dtype=dtype)
+    given["x_TI"].requires_grad_(needs_x_gradient)
+    expected = run(reference.lora_linear, given, bias=bias, dropped=dropped)
+    actual = run(fused.lora_linear, given, bias=bias, dropped=dropped)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, atol=tolerance, rtol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_adapter_in_fp32_on_a_bf16_model(dropped: bool) -> None:
+    given = tensors(dtype=torch.bfloat16, adapter_dtype=torch.float32, tokens=64)
+    exact = {name: x.detach().double().requires_grad_(x.requires_grad) for name, x in given.items()}
+    expected = run(reference.lora_linear, exact, bias=True, dropped=dropped)
+    actual = run(fused.lora_linear, given, bias=True, dropped=dropped)
+    assert actual["out"].dtype == actual["x_TI"].dtype == torch.bfloat16
+    assert actual["lora_a_RI"].dtype == actual["lora_b_OR"].dtype == torch.float32
+    for name, value in expected.items():
+        error = (actual[name].double() - value).abs().max() / value.abs().max()
+        assert error < 0.02, name
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck(bias: bool, dropped: bool) -> None:
+    given = tensors(tokens=3)
+
+    def linear(x_TI: Tensor, dropped_TI: Tensor, lora_a_RI: Tensor, lora_b_OR: Tensor) -> Tensor:
+        return fused.lora_linear(
+            x_TI,
+            dropped_TI if dropped else None,
+            given["weight_OI"],
+            given["bias_O"] if bias else None,
+            lora_a_RI,
+            lora_b_OR,
+            SCALING,
+        )
+
+    inputs = tuple(given[name] for name in ("x_TI", "dropped_TI", "lora_a_RI", "lora_b_OR"))
+    assert torch.autograd.gradcheck(linear, inputs)
+
+
+def test_the_frozen_layer_gets_no_gradient() -> None:
+    given = tensors()
+    weight, bias = given["weight_OI"].requires_grad_(), given["bias_O"].requires_grad_()
+    adapter = (given["lora_a_RI"], given["lora_b_OR"])
+    fused.lora_linear(given["x_TI"], None, weight, bias, *adapter, SCALING).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is None
+    assert bias.grad is None
+    assert all(parameter.grad is not None for parameter in adapter)
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    given = tensors()
+    before = {name: x.detach().clone() for name, x in given.items()}
+    run(fused.lora_linear, given, bias=True, dropped=True)
+    assert all(torch.equal(given[name], value) for name, value in before.items())

@@ -1,0 +1,147 @@
+"""Folders and hub ids to encoders, and readable errors for what is not one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from embedtune.errors import ModelError
+from embedtune.models.encoder import Encoder
+from embedtune.models.load import load_encoder
+
+CPU = torch.device("cpu")
+
+
+def test_a_bare_checkpoint_gets_mean_pooling_and_normalisation(
+    bare_folder: Path, make_st_folder: Callable[..., Path], sentences: list[str], load: Callable[..., Encoder]
+) -> None:
+    encoder = load(bare_folder)
+    assert encoder.notes == ["a bare checkpoint: mean pooling and normalisation were added"]
+    complete = SentenceTransformer(str(make_st_folder(bare_folder, pooling="mean", normalize=True)), device="cpu")
+    embeddings_NE = encoder.encode(encoder.tokenize(sentences[:30], "passage"))
+    torch.testing.assert_close(
+        embeddings_NE, complete.encode(sentences[:30], convert_to_tensor=True), atol=1e-5, rtol=0
+    )
+
+
+def test_a_complete_folder_needs_no_note(st_folder: Path, load: Callable[..., Encoder]) -> None:
+    encoder = load(st_folder)
+    assert encoder.notes == []
+    assert encoder.max_length == 64
+    assert encoder.embedding_size == 32
+
+
+def test_another_similarity_is_replaced_and_said(
+    bare_folder: Path, make_st_folder: Callable[..., Path], load: Callable[..., Encoder]
+) -> None:
+    encoder = load(make_st_folder(bare_folder, similarity_fn_name="dot"))
+    assert encoder.notes == ["the base compares by dot; here cosine similarity is used and saved"]
+    assert encoder.sentence_transformer.similarity_fn_name == "cosine"
+
+
+def test_everything_is_frozen(st_folder: Path, load: Callable[..., Encoder]) -> None:
+    assert not any(parameter.requires_grad for parameter in load(st_folder).parameters())
+
+
+def test_a_home_folder_may_be_typed(
+    st_folder: Path, load: Callable[..., Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(st_folder.parent))
+    assert load(Path("~") / st_folder.name).packed
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"missing' is not a model folder: it does not exist\.\nExpected a Hugging"):
+        load_encoder(str(tmp_path / "missing"), device=CPU)
+
+
+@pytest.mark.parametrize("model", ["./missing", "../missing/model", "a/b/c", "~/missing-model"])
+def test_what_looks_like_a_folder_is_not_looked_up(model: str) -> None:
+    with pytest.raises(ModelError, match="is not a model folder: it does not exist"):
+        load_encoder(model, device=CPU)
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no model here")
+    with pytest.raises(ModelError, match=r"it holds no config\.json"):
+        load_encoder(str(tmp_path), device=CPU)
+
+
+@pytest.mark.parametrize("config", ["{", "{}", '{"model_type": "no-such-model"}'])
+def test_folder_with_a_config_that_is_none(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=r"could not be loaded as a text encoder: .+\nExpected an encoder"):
+        load_encoder(str(tmp_path), device=CPU)
+
+
+def test_folder_without_weights(tmp_path: Path, bare_folder: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((bare_folder / name).read_bytes())
+    with pytest.raises(ModelError, match=r"could not be loaded as a text encoder: .*model\.safetensors"):
+        load_encoder(str(tmp_path), device=CPU)
+
+
+@pytest.mark.xfail(strict=True, reason="safetensors' own error is not caught")
+def test_damaged_weights(tmp_path: Path, bare_folder: Path) -> None:
+    for file in bare_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((bare_folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match="could not be loaded as a text encoder"):
+        load_encoder(str(tmp_path), device=CPU)
+
+
+def test_encoder_decoder(make_checkpoint: Callable[..., Path]) -> None:
+    from transformers import BartConfig
+
+    config = BartConfig(vocab_size=200, d_model=32, encoder_layers=1, decoder_layers=1, max_position_embeddings=64)
+    with pytest.raises(
+        ModelError, match=r"is not a text encoder: it loads as BartModel\.\nExpected an encoder such as"
+    ):
+        load_encoder(str(make_checkpoint(config)), device=CPU)
+
+
+def test_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"could not be loaded from the hub: .+\n(.|\n)*--base FOLDER"):
+        load_encoder("nobody/no-such-model", device=CPU)
+
+
+def test_more_tokens_than_positions(bare_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"--max-length 65 is more than the model's 64 positions\.\nType:"):
+        load_encoder(str(bare_folder), device=CPU, max_length=65)
+
+
+@pytest.mark.xfail(strict=True, reason="the limit is config.max_position_embeddings, without RoBERTa's offset")
+def test_positions_that_a_text_cannot_use(make_checkpoint: Callable[..., Path], bert_config: dict[str, Any]) -> None:
+    """RoBERTa counts positions from behind its padding id, so two of its 64 are no text's."""
+    from transformers import RobertaConfig
+
+    config = RobertaConfig(**bert_config, pad_token_id=1, type_vocab_size=1)
+    folder = make_checkpoint(config, pad_id=1)
+    with pytest.raises(ModelError, match="--max-length 63 is more than the model's 62 positions"):
+        load_encoder(str(folder), device=CPU, max_length=63)
+    encoder = load_encoder(str(folder), device=CPU, max_length=62)
+    tokens = encoder.tokenize(["bador " * 100], "passage")
+    assert tokens.lengths_N.tolist() == [62]
+    assert encoder.encode(tokens).isfinite().all()
+
+
+def test_a_tokenizer_that_knows_no_maximum(
+    tmp_path: Path, bare_folder: Path, make_tokenizer: Callable[..., Any], load: Callable[..., Encoder]
+) -> None:
+    """Many checkpoints on the hub were saved so; texts are cut at the model's positions."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((bare_folder / name).read_bytes())
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path)
+    encoder = load(tmp_path)
+    tokens = encoder.tokenize(["bador " * 200], "passage")
+    assert tokens.lengths_N.tolist() == [64]
+    assert encoder.encode(tokens).isfinite().all()

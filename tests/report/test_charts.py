@@ -1,0 +1,82 @@
+"""The charts: well-formed, with a text alternative, whatever the numbers."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from markupsafe import Markup
+
+from embedtune.report.charts import MOST_POINTS, Bar, Interval, bar_chart, dev_chart, interval_chart, loss_chart
+
+HOSTILE = "<b>&\"'"
+
+
+def title_and_description(chart: Markup) -> tuple[str, str]:
+    """Of a chart, which has to be well-formed and to name both as its text alternative."""
+    svg = ElementTree.fromstring(chart)
+    title, description = svg.find("title"), svg.find("desc")
+    assert title is not None
+    assert description is not None
+    assert svg.get("role") == "img"
+    assert svg.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+    assert title.text
+    assert description.text
+    return title.text, description.text
+
+
+def places(chart: Markup) -> list[tuple[float, float]]:
+    """The points of the chart's last line."""
+    line = ElementTree.fromstring(chart).findall("polyline")[-1]
+    pairs = (point.split(",") for point in line.get("points", "").split())
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    chart = bar_chart("bars", "NDCG@10", [Bar("Base", 0.25, "base"), Bar("Tuned", 0.75, "tuned")])
+    assert title_and_description(chart) == ("NDCG@10", "Base 0.250, Tuned 0.750.")
+    widths = [float(r.get("width", "")) for r in ElementTree.fromstring(chart).findall("rect[@class!='track']")]
+    assert widths[1] == pytest.approx(3 * widths[0])
+
+
+def test_labels_are_escaped() -> None:
+    chart = bar_chart("bars", HOSTILE, [Bar(HOSTILE, 0.5, "base")])
+    assert HOSTILE not in chart
+    assert title_and_description(chart) == (HOSTILE, f"{HOSTILE} 0.500.")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.4), (-0.4, -0.2), (-0.1, 0.1), (0.0, 0.0), (-1.0, 1.0)])
+def test_intervals_have_0_in_sight(low: float, high: float) -> None:
+    chart = interval_chart("i", "Differences", [Interval("NDCG@10", (low + high) / 2, low, high)])
+    svg = ElementTree.fromstring(chart)
+    assert svg.find("line[@class='zero']") is not None
+    assert all(0 <= float(line.get(x, "")) <= 360 for line in svg.findall("line") for x in ("x1", "x2"))
+    assert f"{low:+.3f} to {high:+.3f}" in title_and_description(chart)[1]
+
+
+def test_a_loss_that_falls_is_drawn_falling() -> None:
+    drawn = places(loss_chart("loss", "Loss", [1 / step for step in range(1, 101)]))
+    assert [y for _, y in drawn] == sorted(y for _, y in drawn)
+
+
+def test_a_long_curve_stays_small() -> None:
+    drawn = places(loss_chart("loss", "Loss", [0.5] * 100_000))
+    assert len(drawn) <= MOST_POINTS
+
+
+@pytest.mark.parametrize("losses", [[0.7], [0.0], [0.0, 0.0], [1e-9, 3e4]])
+def test_any_losses_can_be_drawn(losses: list[float]) -> None:
+    title_and_description(loss_chart("loss", "Loss", losses))
+
+
+def test_the_kept_checkpoint_is_marked() -> None:
+    chart = dev_chart("dev", "Dev", [(0, 0.5), (10, 0.8), (20, 0.7)], steps=20, best_step=10)
+    kept = ElementTree.fromstring(chart).find("circle[@class='kept']")
+    assert kept is not None
+    assert float(kept.get("cx", "")) == places(chart)[1][0]
+    assert "The model of step 10 was kept." in title_and_description(chart)[1]
+
+
+@pytest.mark.parametrize("points", [[(0, 0.0)], [(0, 1.0), (1, 1.0)], [(0, 0.61234), (1, 0.61235)]])
+def test_any_evaluations_can_be_drawn(points: list[tuple[float, float]]) -> None:
+    title_and_description(dev_chart("dev", "Dev", points, steps=1, best_step=None))

@@ -1,0 +1,177 @@
+"""The whole job on a tiny random model: what lies in the folder, that it can be used, repeated and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+
+from embedtune.config import (
+    METRICS,
+    DataConfig,
+    ModelConfig,
+    OutputConfig,
+    TrainConfig,
+    TrainingConfig,
+    load_toml,
+)
+from embedtune.errors import OutputError, TrainingInterrupted
+from embedtune.pipeline import train
+from embedtune.progress import SilentReporter, TrainingReporter
+
+
+@pytest.fixture(scope="session")
+def pairs_file(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred pairs: fifty passages of two questions each."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(100):
+            row = {"question": f"{sentences[number]} ?", "passage": sentences[100 + number // 2]}
+            stream.write(json.dumps(row) + "\n")
+    return file
+
+
+@pytest.fixture
+def config(pairs_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(train=str(pairs_file)),
+        model=ModelConfig(base=str(st_folder), device="cpu", precision="fp32"),
+        training=TrainingConfig(max_steps=6, eval_steps=2, batch_size=16),
+        output=OutputConfig(out=tmp_path / "run"),
+    )
+
+
+class StopsAfter(SilentReporter):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    @contextmanager
+    def training(self, *, done: int, steps: int) -> Iterator[TrainingReporter]:
+        with super().training(done=done, steps=steps) as silent:
+            yield _Presses(silent, self._step)
+
+
+class _Presses:
+    def __init__(self, silent: TrainingReporter, at: int) -> None:
+        self.evaluated = silent.evaluated
+        self._at = at
+
+    def step(self, *, step: int, loss: float, lr: float, pairs_per_second: float) -> None:
+        if step == self._at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_leaves_the_folder_of_the_contract(config: TrainConfig) -> None:
+    returned = train(config)
+    out = config.output.out
+    results = json.loads((out / "results.json").read_text())
+    assert results == json.loads(json.dumps(returned))
+    assert results["schema"] == 1
+    for system in ("base", "tuned", "bm25"):
+        assert set(results[system]) == set(METRICS)
+    assert set(results["delta"]["ndcg@10"]) == {"mean", "ci95", "p_value"}
+    assert results["delta"]["ndcg@10"]["mean"] == pytest.approx(
+        results["tuned"]["ndcg@10"] - results["base"]["ndcg@10"]
+    )
+    assert results["data"]["train_pairs"] == sum(1 for _ in (out / "splits" / "train.jsonl").open())
+    assert results["train"]["steps"] == 6
+    assert results["train"]["pairs"] == pytest.approx(6 * 16, abs=12)
+    assert results["train"]["trainable_parameters"] < results["train"]["total_parameters"]
+    assert list((out / "tensorboard").glob("events.*"))
+    assert "<html" in (out / "report.html").read_text()
+    assert len(list((out / "checkpoints").iterdir())) in (2, 3)
+
+
+def test_the_model_is_the_base_plus_the_adapter(config: TrainConfig, sentences: list[str]) -> None:
+    train(replace(config, training=replace(config.training, lr=0.05)))
+    out = config.output.out
+    tuned = SentenceTransformer(str(out / "model"), device="cpu")
+    base = SentenceTransformer(config.model.base, device="cpu")
+    assert tuned.max_seq_length == base.max_seq_length
+    assert tuned.prompts == base.prompts
+    moved = np.abs(tuned.encode(sentences[:8]) - base.encode(sentences[:8])).max()
+    assert moved > 0.01
+    adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(config.model.base), str(out / "adapter")).eval()
+    tokens = tuned.tokenizer(sentences[:8], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = tuned.transformers_model(**tokens).last_hidden_state
+        got = adapted(**tokens).last_hidden_state
+    mask = tokens["attention_mask"].bool()
+    torch.testing.assert_close(got[mask], expected[mask], atol=1e-4, rtol=1e-4)
+
+
+def test_saved_config_repeats_the_run_exactly(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(config)
+    saved = load_toml(config.output.out / "config.toml")
+    again = train(replace(saved, output=replace(saved.output, out=tmp_path / "again")))
+    assert again["tuned"] == first["tuned"]
+    assert again["train"]["loss"] == first["train"]["loss"]
+    assert _adapter(tmp_path / "again").equals(_adapter(config.output.out))
+
+
+def test_stopped_and_resumed_ends_like_one_never_stopped(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train(config)
+    broken_off = replace(config, output=replace(config.output, out=tmp_path / "stopped"))
+    with pytest.raises(TrainingInterrupted, match="step 3 of 6"):
+        train(broken_off, StopsAfter(3))
+    assert not (tmp_path / "stopped" / "model").exists()
+    resumed = train(replace(broken_off, output=replace(broken_off.output, resume=True)))
+    assert resumed["tuned"] == whole["tuned"]
+    assert resumed["train"]["loss"] == whole["train"]["loss"]
+    assert _adapter(tmp_path / "stopped").equals(_adapter(config.output.out))
+
+
+def test_a_finished_run_is_not_overwritten(config: TrainConfig) -> None:
+    train(config)
+    before = (config.output.out / "results.json").read_bytes()
+    with pytest.raises(OutputError, match="already holds a run"):
+        train(config)
+    assert (config.output.out / "results.json").read_bytes() == before
+
+
+def test_given_test_file_loses_its_leaks_from_train(config: TrainConfig, pairs_file: Path, tmp_path: Path) -> None:
+    test = tmp_path / "test.jsonl"
+    lines = pairs_file.read_text().splitlines()
+    test.write_text("\n".join(lines[:10]) + "\n")
+    results = train(replace(config, data=replace(config.data, test=str(test))))
+    assert results["data"]["dropped"]["leaked_pairs"] == 10
+    assert results["data"]["test_queries"] == 10
+    assert results["data"]["corpus_passages"] == 50
+
+
+def test_hard_negatives_are_trained_on(config: TrainConfig, pairs_file: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    file = tmp_path / "negatives.jsonl"
+    with file.open("w") as stream:
+        for number, row in enumerate(rows):
+            row["negative_1"] = rows[(number + 50) % 100]["passage"]
+            row["negative_2"] = f"nothing to do with row {number}"
+            stream.write(json.dumps(row) + "\n")
+    plain = train(config)
+    out = tmp_path / "negatives"
+    hard = train(replace(config, data=replace(config.data, train=str(file)), output=replace(config.output, out=out)))
+    assert hard["train"]["tokens"] > 1.5 * plain["train"]["tokens"]
+    assert "negative_2" in json.loads((out / "splits" / "train.jsonl").open().readline())
+
+
+class _Adapter(dict[str, torch.Tensor]):
+    def equals(self, other: dict[str, torch.Tensor]) -> bool:
+        return self.keys() == other.keys() and all(torch.equal(self[name], other[name]) for name in self)
+
+
+def _adapter(out: Path) -> _Adapter:
+    return _Adapter(load_file(out / "adapter" / "adapter_model.safetensors"))

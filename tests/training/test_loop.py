@@ -1,0 +1,370 @@
+"""The step loop: what is trained, which checkpoint wins, when it stops, and that it can go on."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from embedtune.config import TrainingConfig
+from embedtune.data.batches import BatchOrder
+from embedtune.data.collection import IdArray, Pairs
+from embedtune.errors import NonFiniteLossError, TrainingInterrupted
+from embedtune.progress import SilentReporter
+from embedtune.training.checkpoint import Checkpoints
+from embedtune.training.loop import Trainer
+from embedtune.training.plan import make_plan
+
+MakeTrainer = Callable[..., Trainer]
+
+
+ROWS = 24
+
+
+class Toy(nn.Module):
+    """Fits a line through dropout, so that the random state matters."""
+
+    def __init__(self, dropout: float = 0.5) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(4, 1)
+        generator = torch.Generator().manual_seed(0)
+        self.x_NE = torch.randn(ROWS, 4, generator=generator)
+        self.y_N = torch.randn(ROWS, generator=generator)
+
+    def loss(self, rows: IdArray) -> tuple[Tensor, int]:
+        """The objective: mean squared error of the rows, "tokens" of 10 a row."""
+        predicted_N = self.linear(self.dropout(self.frozen(self.x_NE[rows])))[:, 0]
+        return (predicted_N - self.y_N[rows]).square().mean(), 10 * len(rows)
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    """A trainer of a fresh toy, or of `model`, that writes into `folder`; `settings` are the config's."""
+
+    def make(
+        *,
+        model: Any = None,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
+        folder: str = "run",
+        reporter: Any = None,
+        objective: Callable[[IdArray], tuple[Tensor, int]] | None = None,
+        **settings: Any,
+    ) -> Trainer:
+        model = model or Toy()
+        config = TrainingConfig(**{"lr": 0.05, "batch_size": 4, "epochs": 2, "eval_steps": 3, **settings})
+        pairs = Pairs(
+            query_ids=np.arange(ROWS),
+            passage_ids=np.arange(ROWS),
+            negative_ids=((),) * ROWS,
+            row_ids=tuple(map(str, range(ROWS))),
+        )
+        root = tmp_path / folder
+        root.mkdir(exist_ok=True)
+        return Trainer(
+            model=model,
+            objective=objective or model.loss,
+            evaluate=evaluate or (lambda: {"ndcg@10": model.linear.weight.sum().item()}),
+            pairs=pairs,
+            config=config,
+            plan=make_plan(config, ROWS),
+            seed=5,
+            checkpoints=Checkpoints(root / "checkpoints", keep_last=config.keep_last),
+            log_folder=root,
+            reporter=reporter or SilentReporter(),
+        )
+
+    return make
+
+
+def scripted(metrics: list[float]) -> Callable[[], Mapping[str, float]]:
+    """An evaluation that gives these values of the metric, one after another."""
+    values = iter(metrics)
+    return lambda: {"ndcg@10": next(values)}
+
+
+@contextmanager
+def recorded_gradients() -> Iterator[list[list[Tensor]]]:
+    """The gradients that each optimiser step was taken with."""
+    seen: list[list[Tensor]] = []
+
+    def record(optimizer: Any, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        seen.append([p.grad.clone() for p in parameters])
+
+    handle = register_optimizer_step_pre_hook(record)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def weights(trainer: Trainer) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_run_learns_and_counts(make_trainer: MakeTrainer) -> None:
+    model = Toy(dropout=0.0)
+    trainer = make_trainer(
+        model=model, epochs=10, eval_steps=100, evaluate=lambda: {"ndcg@10": -model.loss(np.arange(24))[0].item()}
+    )
+    frozen = model.frozen.weight.clone()
+    progress = trainer.run(resume=False)
+    assert progress.step == trainer.plan.steps == 60
+    assert progress.pairs == 240
+    assert progress.tokens == 2400
+    assert progress.seconds > 0
+    assert len(progress.losses) == 60
+    assert torch.equal(model.frozen.weight, frozen)
+    assert [entry["step"] for entry in progress.evaluations] == [0, 60]
+    assert progress.evaluations[1]["ndcg@10"] > progress.evaluations[0]["ndcg@10"] + 0.1
+
+
+def test_every_row_once_an_epoch(make_trainer: MakeTrainer) -> None:
+    model, seen = Toy(), list[int]()
+
+    def objective(rows: IdArray) -> tuple[Tensor, int]:
+        seen.extend(rows.tolist())
+        loss: tuple[Tensor, int] = model.loss(rows)
+        return loss
+
+    make_trainer(model=model, objective=objective).run(resume=False)
+    assert sorted(seen[:24]) == sorted(seen[24:]) == list(range(24))
+    assert seen[:24] != seen[24:]
+
+
+def test_the_best_checkpoint_wins(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(keep_last=9, evaluate=scripted([0.1, 0.3, 0.9, 0.9, 0.5]))
+    progress = trainer.run(resume=False)
+    assert (progress.step, progress.best_step, progress.best_metric) == (12, 6, 0.9)
+    assert trainer.checkpoints.steps() == [0, 3, 6, 9, 12]
+    at_the_end = weights(trainer)
+    for step in (0, 3, 9, 12):
+        trainer.checkpoints.load_weights(step, trainer.model)
+        assert not same(weights(trainer), at_the_end)
+    trainer.checkpoints.load_weights(6, trainer.model)
+    assert same(weights(trainer), at_the_end)
+
+
+def test_training_that_never_helps_leaves_the_model_as_it_was(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(keep_last=1, evaluate=scripted([0.9, 0.1, 0.2, 0.3, 0.4]))
+    before = weights(trainer)
+    progress = trainer.run(resume=False)
+    assert progress.best_step == 0
+    assert same(weights(trainer), before)
+    assert trainer.checkpoints.steps() == [0, 12]
+
+
+def test_there_is_an_evaluation_after_the_last_step(make_trainer: MakeTrainer) -> None:
+    progress = make_trainer(eval_steps=5).run(resume=False)
+    assert [entry["step"] for entry in progress.evaluations] == [0, 5, 10, 12]
+
+
+def test_patience_stops_early(make_trainer: MakeTrainer) -> None:
+    metrics = [0.1, 0.5, 0.4, 0.6, 0.6, 0.3, 0.9]
+    progress = make_trainer(eval_steps=1, patience=2, evaluate=scripted(metrics)).run(resume=False)
+    assert (progress.step, progress.best_step) == (5, 3)
+    progress = make_trainer(eval_steps=1, max_steps=6, evaluate=scripted(metrics), folder="on").run(resume=False)
+    assert (progress.step, progress.best_step) == (6, 6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run(bad: float, make_trainer: MakeTrainer) -> None:
+    model, calls = Toy(), iter(range(100))
+
+    def objective(rows: IdArray) -> tuple[Tensor, int]:
+        loss, tokens = model.loss(rows)
+        return loss * (bad if next(calls) == 4 else 1), tokens
+
+    trainer = make_trainer(model=model, objective=objective)
+    message = rf"the loss became {bad} at step 5 .*the last good checkpoint is step 3\.\nTry a lower --lr"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer.run(resume=False)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_accumulated_gradients_are_the_mean_of_their_batches(make_trainer: MakeTrainer) -> None:
+    model = Toy(dropout=0.0)
+    trainer = make_trainer(model=model, accumulate=2, max_steps=3, max_grad_norm=0)
+    start = model.linear.weight.detach().clone(), model.linear.bias.detach().clone()
+    with recorded_gradients() as seen:
+        progress = trainer.run(resume=False)
+    assert (len(seen), progress.pairs) == (3, 3 * 2 * 4)
+    order = BatchOrder(trainer.pairs, batch_size=4, seed=5)
+    with torch.no_grad():
+        model.linear.weight.copy_(start[0])
+        model.linear.bias.copy_(start[1])
+    losses = [model.loss(order[number])[0] for number in (0, 1)]
+    expected = torch.autograd.grad((losses[0] + losses[1]) / 2, (model.linear.weight, model.linear.bias))
+    torch.testing.assert_close(tuple(seen[0]), expected)
+    assert progress.losses[0] == pytest.approx((losses[0] + losses[1]).item() / 2)
+
+
+@pytest.mark.parametrize(("limit", "clipped"), [(0.01, True), (1e6, False), (0, False)])
+def test_large_gradients_are_scaled_down(limit: float, clipped: bool, make_trainer: MakeTrainer) -> None:
+    with recorded_gradients() as seen:
+        make_trainer(max_grad_norm=limit, max_steps=3).run(resume=False)
+    norms = [torch.cat([gradient.flatten() for gradient in gradients]).norm().item() for gradients in seen]
+    assert len(norms) == 3
+    assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms) if clipped else min(norms) > 0.02
+
+
+@pytest.mark.xfail(strict=True, reason="the first step after a resume takes the schedule's first learning rate")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("evaluation", [0, 1, 2])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    evaluation: int, number: signal.Signals, make_trainer: MakeTrainer
+) -> None:
+    """Stopped during an evaluation: before the first step, half-way, or just before the end."""
+    whole = make_trainer(folder="whole")
+    whole_progress = whole.run(resume=False)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    model, evaluations = Toy(), iter(range(100))
+
+    def evaluate() -> Mapping[str, float]:
+        if next(evaluations) == evaluation:
+            signal.raise_signal(number)
+        return {"ndcg@10": model.linear.weight.sum().item()}
+
+    stopped = make_trainer(model=model, evaluate=evaluate, folder="stopped")
+    steps = 1 if evaluation == 0 else 3 * evaluation
+    with pytest.raises(TrainingInterrupted, match=f"stopped at step {steps} of 12; everything is saved"):
+        stopped.run(resume=False)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert stopped.checkpoints.steps()[-1] == steps
+
+    torch.manual_seed(1234)
+    resumed = make_trainer(folder="stopped")
+    progress = resumed.run(resume=True)
+    assert same(weights(resumed), weights(whole))
+    assert progress.losses == whole_progress.losses
+    assert progress.evaluations == whole_progress.evaluations
+    assert (progress.step, progress.pairs, progress.tokens) == (12, whole_progress.pairs, whole_progress.tokens)
+
+
+@pytest.mark.xfail(strict=True, reason="the first step after a resume takes the schedule's first learning rate")
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(make_trainer: MakeTrainer) -> None:
+    whole = make_trainer(folder="whole")
+    whole_progress = whole.run(resume=False)
+
+    class Crash(SilentReporter):
+        def training(self, *, done: int, steps: int) -> Any:
+            @contextmanager
+            def opened() -> Iterator[Any]:
+                class Reporting:
+                    def step(self, *, step: int, **_: Any) -> None:
+                        if step == 8:
+                            raise OSError("the terminal went away")
+
+                    def evaluated(self, **_: Any) -> None: ...
+
+                yield Reporting()
+
+            return opened()
+
+    crashed = make_trainer(folder="crashed", reporter=Crash())
+    with pytest.raises(OSError, match="the terminal went away"):
+        crashed.run(resume=False)
+    assert crashed.checkpoints.steps()[-1] == 6
+    resumed = make_trainer(folder="crashed")
+    progress = resumed.run(resume=True)
+    assert same(weights(resumed), weights(whole))
+    assert progress.losses == whole_progress.losses
+
+
+def test_a_second_signal_is_not_held_back(make_trainer: MakeTrainer) -> None:
+    def evaluate() -> Mapping[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return {"ndcg@10": 0.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(evaluate=evaluate).run(resume=False)
+
+
+def test_resuming_a_finished_run_trains_no_further(make_trainer: MakeTrainer) -> None:
+    first = make_trainer()
+    progress = first.run(resume=False)
+    second = make_trainer()
+    assert second.run(resume=True) == progress
+    assert same(weights(second), weights(first))
+
+
+def test_resuming_before_the_first_checkpoint_starts_anew(make_trainer: MakeTrainer) -> None:
+    fresh = make_trainer(folder="one")
+    fresh.run(resume=False)
+    resumed = make_trainer(folder="two")
+    resumed.run(resume=True)
+    assert same(weights(resumed), weights(fresh))
+
+
+def test_the_reporter_hears_of_every_step(make_trainer: MakeTrainer) -> None:
+    heard: list[tuple[Any, ...]] = []
+
+    class Listener(SilentReporter):
+        def training(self, *, done: int, steps: int) -> Any:
+            heard.append(("training", done, steps))
+
+            @contextmanager
+            def opened() -> Iterator[Any]:
+                class Reporting:
+                    def step(self, *, step: int, loss: float, lr: float, pairs_per_second: float) -> None:
+                        assert loss > 0
+                        assert lr >= 0
+                        assert pairs_per_second > 0
+                        heard.append(("step", step))
+
+                    def evaluated(self, *, step: int, metric: str, value: float, best: bool) -> None:
+                        heard.append((metric, step, value, best))
+
+                yield Reporting()
+
+            return opened()
+
+    values = iter([0.5, 0.4, 0.6])
+    make_trainer(
+        reporter=Listener(),
+        max_steps=3,
+        eval_steps=2,
+        metric="mrr@10",
+        evaluate=lambda: {"ndcg@10": 0.0, "mrr@10": next(values)},
+    ).run(resume=False)
+    assert heard == [
+        ("training", 0, 3),
+        ("mrr@10", 0, 0.5, True),
+        ("step", 1),
+        ("step", 2),
+        ("mrr@10", 2, 0.4, False),
+        ("step", 3),
+        ("mrr@10", 3, 0.6, True),
+    ]
+
+
+def test_tensorboard_files_hold_the_curves(make_trainer: MakeTrainer) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    trainer = make_trainer()
+    progress = trainer.run(resume=False)
+    events = EventAccumulator(str(trainer.log_folder / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx(progress.losses)
+    assert [event.step for event in events.Scalars("dev/ndcg@10")] == [0, 3, 6, 9, 12]
+    assert len(events.Scalars("train/lr")) == 12

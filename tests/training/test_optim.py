@@ -1,0 +1,50 @@
+"""The optimiser's groups and the shape of the learning-rate schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from embedtune.config import TrainingConfig
+from embedtune.training.optim import build_optimizer, build_scheduler
+from embedtune.training.plan import make_plan
+
+
+def rates(steps: int, **settings: Any) -> list[float]:
+    """The learning rate of every step."""
+    config = TrainingConfig(lr=0.1, max_steps=steps, **settings)
+    optimizer = build_optimizer([nn.Parameter(torch.zeros(2, 2))], config)
+    scheduler = build_scheduler(optimizer, config, make_plan(config, 1000))
+    seen = []
+    for _ in range(steps):
+        seen.append(float(scheduler.get_last_lr()[0]))
+        optimizer.step()
+        scheduler.step()
+    return [*seen, float(scheduler.get_last_lr()[0])]
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("linear", 0.0), ("constant", 0.1)])
+def test_warm_up_peak_and_end(schedule: str, end: float) -> None:
+    seen = rates(20, schedule=schedule, warmup_fraction=0.2)
+    assert seen[:5] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
+    assert seen[4:] == sorted(seen[4:], reverse=True)
+    assert seen[-1] == pytest.approx(end, abs=1e-12)
+
+
+def test_without_warm_up_the_first_step_has_the_peak() -> None:
+    assert rates(10, warmup_fraction=0.0)[0] == 0.1
+
+
+def test_biases_and_norms_are_not_decayed_and_frozen_weights_not_touched() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3).requires_grad_(False))
+    optimizer = build_optimizer(model.parameters(), TrainingConfig(weight_decay=0.5))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay == {
+        id(model[0].weight): 0.5,
+        id(model[0].bias): 0.0,
+        id(model[1].weight): 0.0,
+        id(model[1].bias): 0.0,
+    }

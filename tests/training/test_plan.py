@@ -1,0 +1,56 @@
+"""What is derived from the settings and the size of the data before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from embedtune.config import TrainingConfig
+from embedtune.errors import ConfigError
+from embedtune.training.plan import Plan, make_plan
+
+
+def plan(pairs: int, **settings: Any) -> Plan:
+    return make_plan(TrainingConfig(**settings), pairs)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch_size"),
+    [(2, 2), (10, 10), (100, 16), (500, 16), (511, 16), (512, 32), (1023, 32), (1024, 64), (2048, 128), (10**6, 128)],
+)
+def test_few_pairs_get_small_batches(pairs: int, batch_size: int) -> None:
+    assert plan(pairs).batch_size == batch_size
+
+
+def test_a_given_batch_size_is_kept() -> None:
+    assert plan(1000, batch_size=300).batch_size == 300
+    assert plan(1000, batch_size=1000).batches_per_epoch == 1
+    with pytest.raises(
+        ConfigError, match=r"--batch-size 3000 is more than the 1,000 pairs.*\nType:  --batch-size 1000"
+    ):
+        plan(1000, batch_size=3000)
+
+
+def test_steps_are_epochs_of_batches() -> None:
+    assert plan(1000, batch_size=64, epochs=3).batches_per_epoch == 16
+    assert plan(1000, batch_size=64, epochs=3).steps == 48
+    assert plan(1000, batch_size=64, epochs=0.5).steps == 8
+    assert plan(1000, batch_size=64, epochs=0.001).steps == 1
+    assert plan(1000, batch_size=64, epochs=3, accumulate=4).steps == 12
+    assert plan(1000, batch_size=64, epochs=3, max_steps=7).steps == 7
+    assert plan(1000, batch_size=64, epochs=3, max_steps=7, accumulate=4).steps == 7
+
+
+def test_warm_up_leaves_a_step_to_train() -> None:
+    assert plan(1000, max_steps=48).warmup_steps == 5
+    assert plan(1000, max_steps=100, warmup_fraction=0.0).warmup_steps == 0
+    assert plan(1000, max_steps=1).warmup_steps == 0
+    assert plan(1000, max_steps=2, warmup_fraction=0.9).warmup_steps == 1
+
+
+def test_about_five_evaluations() -> None:
+    assert plan(1000, max_steps=100).eval_steps == 20
+    assert plan(1000, max_steps=3).eval_steps == 1
+    assert plan(1000, max_steps=101).eval_steps == 21
+    assert plan(1000, max_steps=100, eval_steps=7).eval_steps == 7

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from embedtune.models.encoder import Encoder
 
-# Read when torch is first imported. On tensors this small threads cost more than they save, and waiting ones steal
-# the cores of whatever else runs.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when torch is first imported. On tensors this small, threads that spin while they wait cost several times the
+# work itself as soon as anything else wants the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MAX_LENGTH = 64
 PROMPTS = {"query": "bador sholat: ", "document": "nop: "}

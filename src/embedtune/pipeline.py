@@ -126,6 +126,8 @@ def _load(config: TrainConfig, reporter: Reporter) -> tuple[Encoder, TrainConfig
     )
     execution = "packed, nothing padded" if encoder.packed else "padded"
     reporter.note(f"{config.model.base} on {device.type} in {precision} ({reason}); {execution}")
+    if encoder.prompt("query") or encoder.prompt("passage"):
+        reporter.note(f"prompts: query {encoder.prompt('query')!r}, passage {encoder.prompt('passage')!r}")
     for note in encoder.notes:
         reporter.warn(note)
     return encoder, replace(config, model=replace(config.model, precision=precision))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from embedtune.cli.demo import demo_config
 from embedtune.cli.main import main
 from embedtune.data.prepare import prepare
-from embedtune.cli.demo import demo_config
 from embedtune.demo import data_folder, model_folder
 from embedtune.errors import ModelError
 

@@ -156,10 +156,6 @@ def test_embeddings_that_are_no_numbers_are_noticed(
         check_saved(saved, encoder, sentences[:5])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Sentence Transformers' encode_query and encode_document use other prompts than the ones trained with",
-)
 @pytest.mark.parametrize(
     "settings",
     [

@@ -158,7 +158,6 @@ def test_an_encoder_learns(
     assert trainer.evaluate()["ndcg@10"] == pytest.approx(progress.best_metric, abs=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="the first step after a resume takes the schedule's first learning rate")
 def test_an_encoder_stopped_and_resumed_ends_as_if_it_had_never_stopped(
     tmp_path: Path, st_folder: Path, texts: tuple[list[str], list[str]], load: Callable[..., Encoder]
 ) -> None:

@@ -224,7 +224,6 @@ def test_large_gradients_are_scaled_down(limit: float, clipped: bool, make_train
     assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms) if clipped else min(norms) > 0.02
 
 
-@pytest.mark.xfail(strict=True, reason="the first step after a resume takes the schedule's first learning rate")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("evaluation", [0, 1, 2])
 def test_a_stopped_run_goes_on_to_the_same_weights(
@@ -258,7 +257,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert (progress.step, progress.pairs, progress.tokens) == (12, whole_progress.pairs, whole_progress.tokens)
 
 
-@pytest.mark.xfail(strict=True, reason="the first step after a resume takes the schedule's first learning rate")
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(make_trainer: MakeTrainer) -> None:
     whole = make_trainer(folder="whole")
     whole_progress = whole.run(resume=False)

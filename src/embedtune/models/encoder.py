@@ -27,12 +27,6 @@ Role = Literal["query", "passage"]
 TOKENS_PER_FORWARD = {"cpu": 8_192, "cuda": 131_072}
 """Tokens of one inference batch; more does not run faster, and needs more memory."""
 
-_ROLE_PROMPTS: dict[Role, tuple[str, ...]] = {
-    "query": ("query",),
-    "passage": ("document", "passage", "corpus"),
-}
-"""Names under which Sentence Transformers looks for a role's prompt, in its order."""
-
 _PROBE = ["a packed model", "must embed each text as if it stood alone", "word " * 200]
 _PROBE_TOLERANCE = 1e-3
 
@@ -80,12 +74,7 @@ class Encoder(nn.Module):
 
     def prompt(self, role: Role) -> str:
         """The text that the model wants before a query or a passage; empty if it has none."""
-        prompts = self.sentence_transformer.prompts or {}
-        for name in _ROLE_PROMPTS[role]:
-            if prompt := prompts.get(name):
-                return prompt
-        default = self.sentence_transformer.default_prompt_name
-        return prompts.get(default) or "" if default else ""
+        return (self.sentence_transformer.prompts or {}).get("query" if role == "query" else "document") or ""
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for the adapters alone: the base's own dropout stays off.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from embedtune.errors import ModelError
 from embedtune.models.encoder import Encoder
+from embedtune.models.families import position_offset
 
 
 def load_encoder(
@@ -71,15 +73,17 @@ def load_sentence_transformer(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _load_error(model, error) from error
     _check_is_text_encoder(model, loaded)
+    _check_pools_prompt(model, loaded)
     return loaded, _complete(loaded)
 
 
 def _complete(loaded: SentenceTransformer) -> list[str]:
-    """Fill in what a bare checkpoint lacks; returns what was done."""
+    """Fill in what a bare checkpoint lacks and settle each role's prompt; returns what was done."""
     notes = []
+    loaded.prompts = {**(loaded.prompts or {}), **role_prompts(loaded)}
     if not loaded.module_kwargs:
         notes.append(f"a bare checkpoint: {loaded[1].pooling_mode} pooling and normalisation were added")
         loaded.append(Normalize())
@@ -87,6 +91,18 @@ def _complete(loaded: SentenceTransformer) -> list[str]:
         notes.append(f"the base compares by {loaded.similarity_fn_name}; here cosine similarity is used and saved")
         loaded.similarity_fn_name = "cosine"
     return notes
+
+
+def role_prompts(loaded: SentenceTransformer) -> dict[str, str]:
+    """The prompt of a query and of a document, under the names that Sentence Transformers' `encode_query` and
+    `encode_document` look for first.
+
+    Folders name the second one document, passage or corpus, or have a default prompt for both.
+    """
+    prompts = loaded.prompts or {}
+    default = prompts.get(loaded.default_prompt_name or "") or ""
+    names = {"query": ("query",), "document": ("document", "passage", "corpus")}
+    return {role: next((prompts[n] for n in names[role] if prompts.get(n)), default) or "" for role in names}
 
 
 def _looks_like_a_folder(model: str) -> bool:
@@ -103,8 +119,9 @@ def set_max_length(sentence_transformer: SentenceTransformer, max_length: int | 
     Raises:
         ModelError: more than the model has positions.
     """
-    config = sentence_transformer.config
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(sentence_transformer.config, "max_position_embeddings", None)
+    if limit is not None:
+        limit -= position_offset(sentence_transformer[0])
     if max_length is not None and limit is not None and max_length > limit:
         raise ModelError(
             f"--max-length {max_length} is more than the model's {limit} positions.\n"
@@ -121,6 +138,15 @@ def _check_is_text_encoder(model: str, loaded: SentenceTransformer) -> None:
         raise ModelError(
             f"'{model}' is not a text encoder: it loads as {kind}.\n"
             "Expected an encoder such as BERT, RoBERTa, ModernBERT or Qwen3-Embedding."
+        )
+
+
+def _check_pools_prompt(model: str, loaded: SentenceTransformer) -> None:
+    leaves_out = any(isinstance(module, Pooling) and not module.include_prompt for module in loaded)
+    if leaves_out and any(role_prompts(loaded).values()):
+        raise ModelError(
+            f"'{model}' leaves its prompt's tokens out of pooling, as INSTRUCTOR models do; that is not supported.\n"
+            "Expected a model whose pooling includes the prompt, or one without prompts."
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -92,9 +93,9 @@ class Checkpoints:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             _restore_random_state(tensors)
             _restore_moments(optimizer, tensors)
-            scheduler.load_state_dict({**scheduler.state_dict(), **state["scheduler"]})
+            _restore_schedule(scheduler, optimizer, state["scheduler"])
             progress = Progress(**state["progress"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise OutputError(
                 f"{folder}: this checkpoint can't be used: {error}\n"
                 "Delete that folder to resume from the one before, or start again with another --out."
@@ -132,6 +133,13 @@ def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
             _, index, key = name.split(".", 2)
             current["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(current)
+
+
+def _restore_schedule(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """A scheduler's state alone would leave the optimiser at the learning rate of step 0 for one step."""
+    scheduler.load_state_dict({**scheduler.state_dict(), **state})
+    for group, lr in zip(optimizer.param_groups, state["_last_lr"], strict=True):
+        group["lr"] = lr
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -34,11 +34,12 @@ from embedtune.progress import SilentReporter, TrainingReporter
 
 @pytest.fixture(scope="session")
 def pairs_file(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred pairs: fifty passages of two questions each."""
+    """A hundred pairs: fifty passages of two questions each, made of every other word of the passage."""
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     with file.open("w", encoding="utf-8") as stream:
         for number in range(100):
-            row = {"question": f"{sentences[number]} ?", "passage": sentences[100 + number // 2]}
+            passage = sentences[100 + number // 2]
+            row = {"question": f"{' '.join(passage.split()[number % 2 :: 2])} ?", "passage": passage}
             stream.write(json.dumps(row) + "\n")
     return file
 
@@ -97,7 +98,9 @@ def test_leaves_the_folder_of_the_contract(config: TrainConfig) -> None:
 
 
 def test_the_model_is_the_base_plus_the_adapter(config: TrainConfig, sentences: list[str]) -> None:
-    train(replace(config, training=replace(config.training, lr=0.05)))
+    learning = replace(config.training, lr=0.01, max_steps=40, eval_steps=10)
+    results = train(replace(config, training=learning, output=replace(config.output, seed=5)))
+    assert results["train"]["best_step"] > 0
     out = config.output.out
     tuned = SentenceTransformer(str(out / "model"), device="cpu")
     base = SentenceTransformer(config.model.base, device="cpu")
@@ -106,6 +109,8 @@ def test_the_model_is_the_base_plus_the_adapter(config: TrainConfig, sentences: 
     moved = np.abs(tuned.encode(sentences[:8]) - base.encode(sentences[:8])).max()
     assert moved > 0.01
     adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(config.model.base), str(out / "adapter")).eval()
+    assert tuned.tokenizer is not None
+    assert tuned.transformers_model is not None
     tokens = tuned.tokenizer(sentences[:8], padding=True, return_tensors="pt")
     with torch.inference_mode():
         expected = tuned.transformers_model(**tokens).last_hidden_state

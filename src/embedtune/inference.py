@@ -13,23 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from embedtune import stages
 from embedtune.config import DataConfig, ModelConfig
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.read import Columns, read, read_passages
 from embedtune.errors import DataError, OutputError
-from embedtune.evaluation.run import (
-    Evaluation,
-    RetrievalTask,
-    compare,
-    evaluate_bm25,
-    evaluate_embeddings,
-    retrieval_task,
-)
+from embedtune.evaluation.run import RetrievalTask, compare, evaluate_bm25, retrieval_task
 from embedtune.export.run_folder import write_json
-from embedtune.models.encoder import Encoder, Role
-from embedtune.models.hardware import choose_device, choose_precision, torch_dtype
-from embedtune.models.load import load_encoder
+from embedtune.models.encoder import Role
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import build_results, environment
 
@@ -62,12 +54,14 @@ def evaluate_models(
     if out is not None and not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
     collection, task, dropped = _test_collection(data)
-    encoder, precision = _load(model, reporter)
-    evaluations = {"model": _evaluate(encoder, task, collection, reporter, model.base)}
+    encoder, precision = stages.load(model, reporter)
+    texts = stages.tokenize(encoder, collection, reporter)
+    evaluations = {"model": stages.evaluate(encoder, task, texts, reporter, model.base)}
     delta = {}
     if against is not None:
-        second, _ = _load(replace(model, base=against), reporter)
-        evaluations["against"] = _evaluate(second, task, collection, reporter, against)
+        second, _ = stages.load(replace(model, base=against), reporter)
+        texts = stages.tokenize(second, collection, reporter)
+        evaluations["against"] = stages.evaluate(second, task, texts, reporter, against)
         delta = compare(evaluations["against"], evaluations["model"], seed=seed)
     evaluations["bm25"] = evaluate_bm25(task, collection)
     results = build_results(
@@ -119,7 +113,7 @@ def encode_file(
     if not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
     texts = _texts(read_passages(source, column=column), source)
-    encoder, _ = _load(model, reporter)
+    encoder, _ = stages.load(model, reporter)
     with reporter.counting("encoding", len(texts)) as advance:
         embeddings_NE = encoder.encode(encoder.tokenize(texts, role), on_progress=advance)
     _write_vectors(out, texts, embeddings_NE)
@@ -136,34 +130,6 @@ def _test_collection(data: DataConfig) -> tuple[Collection, RetrievalTask, dict[
     collection = builder.finish()
     task = retrieval_task(collection, test.pairs.query_ids, np.arange(len(collection.passages)))
     return collection, task, dict(test.dropped)
-
-
-def _load(model: ModelConfig, reporter: Reporter) -> tuple[Encoder, str]:
-    device = choose_device(model.device)
-    precision, reason = choose_precision(model.precision, device)
-    encoder = load_encoder(
-        model.base,
-        device=device,
-        dtype=torch_dtype(precision),
-        max_length=model.max_length,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
-    reporter.note(f"{model.base} on {device.type} in {precision} ({reason})")
-    for note in encoder.notes:
-        reporter.warn(note)
-    return encoder, precision
-
-
-def _evaluate(
-    encoder: Encoder, task: RetrievalTask, collection: Collection, reporter: Reporter, label: str
-) -> Evaluation:
-    queries = encoder.tokenize(collection.queries, "query")
-    passages = encoder.tokenize(collection.passages, "passage")
-    with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
-        queries_QE = encoder.encode(queries, task.query_ids, on_progress=advance)
-        corpus_DE = encoder.encode(passages, task.passage_ids, on_progress=advance)
-    return evaluate_embeddings(task, queries_QE, corpus_DE)
 
 
 def _texts(values: Iterable[object], source: str) -> list[str]:

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
 
+from embedtune import stages
 from embedtune.config import TrainConfig, to_toml
 from embedtune.data.collection import Collection, IdArray
 from embedtune.data.prepare import Splits, prepare, write_splits
-from embedtune.data.tokens import TokenTable
-from embedtune.evaluation.run import (
-    Evaluation,
-    RetrievalTask,
-    compare,
-    evaluate_bm25,
-    evaluate_embeddings,
-    retrieval_task,
-)
+from embedtune.evaluation.run import RetrievalTask, compare, evaluate_bm25, retrieval_task
 from embedtune.export.run_folder import RunFolder, write_json, write_text
 from embedtune.export.sentence_transformers import check_saved, save_adapter, save_merged
 from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import attach_lora, trainable_parameters
 from embedtune.models.encoder import Encoder
-from embedtune.models.hardware import choose_device, choose_precision, peak_memory_bytes, torch_dtype
-from embedtune.models.load import load_encoder
+from embedtune.models.hardware import PrecisionName, peak_memory_bytes
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
@@ -56,26 +48,26 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         TrainingInterrupted: it was stopped; everything is saved.
     """
     reporter = reporter or SilentReporter()
+    seed = config.output.seed
     folder = RunFolder(config.output.out)
     folder.check(resume=config.output.resume)
 
     reporter.stage("Data")
-    splits = prepare(config.data, seed=config.output.seed)
+    splits = prepare(config.data, seed=seed)
     plan = make_plan(config.training, len(splits.train))
     _report_splits(splits, reporter)
 
     reporter.stage("Base model")
     keep_freed_memory()
-    encoder, config = _load(config, reporter)
-    config = _resolve(config, plan, encoder)
+    encoder, precision = stages.load(config.model, reporter)
+    config = _resolve(config, plan, encoder, precision)
     folder.create()
     write_text(folder.config, to_toml(config))
     write_splits(splits, folder.splits)
-
-    texts = _tokenize(encoder, splits.collection, reporter)
+    texts = stages.tokenize(encoder, splits.collection, reporter)
     test = retrieval_task(splits.collection, splits.test.query_ids, np.arange(len(splits.collection.passages)))
     bm25 = evaluate_bm25(test, splits.collection)
-    base = _evaluate(encoder, test, texts, reporter, "base model on the test set")
+    base = stages.evaluate(encoder, test, texts, reporter, "base model on the test set")
 
     reporter.stage("Training")
     adapted = _attach(encoder, config, reporter)
@@ -83,60 +75,28 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     progress = trainer.run(resume=config.output.resume)
 
     reporter.stage("Test")
-    tuned = _evaluate(encoder, test, texts, reporter, "tuned model on the test set")
-    save_adapter(adapted, folder.adapter, base=config.model.base)
-    save_merged(config.model, folder.adapter, folder.model)
-    cosine = check_saved(folder.model, encoder, splits.collection.passages[:TEXTS_CHECKED])
-    reporter.note(f"the saved model, loaded again, agrees with the trained one: cosine at least {cosine:.5f}")
-
+    tuned = stages.evaluate(encoder, test, texts, reporter, "tuned model on the test set")
+    _save(adapted, encoder, config, splits.collection, folder, reporter)
     results = build_results(
         base_model=config.model.base,
-        seed=config.output.seed,
+        seed=seed,
         evaluations={"base": base, "tuned": tuned, "bm25": bm25},
-        delta=compare(base, tuned, seed=config.output.seed),
+        delta=compare(base, tuned, seed=seed),
         method=config.adapter.method,
         data=_data_facts(splits, test),
-        train=_train_facts(progress, plan, config.training.metric, adapted, encoder),
-        environment=environment(encoder.device, config.model.precision),
+        train=_train_facts(progress, plan, config.training.metric, encoder),
+        environment=environment(encoder.device, precision),
     )
     write_json(folder.results, results)
     write_text(folder.report, build_html(results, folder.root))
     return results
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Every text of the collection as token ids."""
-
-    queries: TokenTable
-    passages: TokenTable
-
-
-def _load(config: TrainConfig, reporter: Reporter) -> tuple[Encoder, TrainConfig]:
-    """The base model, and the config with the device and precision it runs in."""
-    device = choose_device(config.model.device)
-    precision, reason = choose_precision(config.model.precision, device)
-    encoder = load_encoder(
-        config.model.base,
-        device=device,
-        dtype=torch_dtype(precision),
-        max_length=config.model.max_length,
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    execution = "packed, nothing padded" if encoder.packed else "padded"
-    reporter.note(f"{config.model.base} on {device.type} in {precision} ({reason}); {execution}")
-    if encoder.prompt("query") or encoder.prompt("passage"):
-        reporter.note(f"prompts: query {encoder.prompt('query')!r}, passage {encoder.prompt('passage')!r}")
-    for note in encoder.notes:
-        reporter.warn(note)
-    return encoder, replace(config, model=replace(config.model, precision=precision))
-
-
-def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
+def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder, precision: PrecisionName) -> TrainConfig:
     """The config with every derived value filled in; given to `train` again, it repeats the run."""
     training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps)
-    return replace(config, training=training, model=replace(config.model, max_length=encoder.max_length))
+    model = replace(config.model, max_length=encoder.max_length, precision=precision)
+    return replace(config, training=training, model=model)
 
 
 def _report_splits(splits: Splits, reporter: Reporter) -> None:
@@ -151,26 +111,6 @@ def _report_splits(splits: Splits, reporter: Reporter) -> None:
         reporter.note("not used: " + ", ".join(dropped))
 
 
-def _tokenize(encoder: Encoder, collection: Collection, reporter: Reporter) -> Texts:
-    texts = Texts(
-        queries=encoder.tokenize(collection.queries, "query"),
-        passages=encoder.tokenize(collection.passages, "passage"),
-    )
-    if texts.passages.truncated:
-        reporter.warn(
-            f"{texts.passages.truncated:,} of {len(texts.passages):,} passages are longer than "
-            f"{encoder.max_length} tokens; what lies behind is not read (--max-length)"
-        )
-    return texts
-
-
-def _evaluate(encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter, label: str) -> Evaluation:
-    with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
-        queries_QE = encoder.encode(texts.queries, task.query_ids, on_progress=advance)
-        corpus_DE = encoder.encode(texts.passages, task.passage_ids, on_progress=advance)
-    return evaluate_embeddings(task, queries_QE, corpus_DE)
-
-
 def _attach(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> PeftModel:
     torch.manual_seed(config.output.seed)
     adapter = config.adapter
@@ -183,7 +123,7 @@ def _attach(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> PeftMo
 def _trainer(
     encoder: Encoder,
     splits: Splits,
-    texts: Texts,
+    texts: stages.Texts,
     config: TrainConfig,
     plan: Plan,
     folder: RunFolder,
@@ -211,7 +151,7 @@ def _trainer(
     return Trainer(
         model=encoder,
         objective=objective,
-        evaluate=lambda: _evaluate(encoder, dev, texts, SilentReporter(), "").means,
+        evaluate=lambda: stages.evaluate(encoder, dev, texts, SilentReporter(), "dev set").means,
         pairs=splits.train,
         config=training,
         plan=plan,
@@ -231,6 +171,21 @@ def _dev_corpus(splits: Splits, size: int, seed: int) -> IdArray:
     return np.concatenate([dev, np.random.default_rng(seed).choice(others, wanted, replace=False)])
 
 
+def _save(
+    adapted: PeftModel,
+    encoder: Encoder,
+    config: TrainConfig,
+    collection: Collection,
+    folder: RunFolder,
+    reporter: Reporter,
+) -> None:
+    """Adapter and merged model to disk, and the proof that what lies there is what was trained."""
+    save_adapter(adapted, folder.adapter, base=config.model.base)
+    save_merged(config.model, folder.adapter, folder.model)
+    cosine = check_saved(folder.model, encoder, collection.passages[:TEXTS_CHECKED])
+    reporter.note(f"the saved model, loaded again, agrees with the trained one: cosine at least {cosine:.5f}")
+
+
 def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:
     return {
         "train_pairs": len(splits.train),
@@ -242,8 +197,8 @@ def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:
     }
 
 
-def _train_facts(progress: Progress, plan: Plan, metric: str, adapted: PeftModel, encoder: Encoder) -> dict[str, Any]:
-    trainable, total = trainable_parameters(adapted)
+def _train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -> dict[str, Any]:
+    trainable, total = trainable_parameters(encoder)
     return {
         "steps": progress.step,
         "best_step": progress.best_step,

@@ -78,7 +78,7 @@ def resolve_columns(asked: Columns, names: Sequence[str], source: str) -> Column
     if anchor is None or positive is None:
         raise _not_recognised(anchor, positive, names, source)
     if asked.negatives:
-        negatives = tuple(given_column(names, name, "--negative-column", source) for name in asked.negatives)
+        negatives = tuple(given_column(names, name, "--negative-columns", source) for name in asked.negatives)
     else:
         negatives = tuple(
             name for name in names if name not in (anchor, positive) and _NEGATIVE.fullmatch(_plain(name))

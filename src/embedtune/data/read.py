@@ -168,13 +168,13 @@ def _column_passages(records: list[Record], column: str | None, source: str) -> 
     if column is None and {"_id", "title", "text"} <= set(names):
         return [corpora.titled_text(record.fields) for record in records]
     if column is not None:
-        column = given_column(names, column, "--corpus-column", source)
+        column = given_column(names, column, "--column", source)
     else:
         column = find_column(names, PASSAGE_NAMES)
     if column is None:
         raise DataError(
             f"'{source}': the column with the passages was not recognised. Columns found: {listed(names)}. "
-            f"Expected one of: {', '.join(PASSAGE_NAMES)}. Rename the column of the passages to 'text'."
+            f"Expected one of: {', '.join(PASSAGE_NAMES)}. Rename that column to 'text', or type  --column NAME  to encode."
         )
     cells = (record.fields.get(column) for record in records)
     return [text for cell in cells for text in (cell if isinstance(cell, list) else [cell])]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -90,6 +91,8 @@ class Trainer:
 
     def _accelerator(self) -> Accelerator:
         on_cpu = next(self.model.parameters()).device.type == "cpu"
+        # Accelerate keeps its settings for the process; a second run may use another device or precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=self.mixed_precision,

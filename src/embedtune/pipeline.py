@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,9 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         TrainingInterrupted: it was stopped; everything is saved.
     """
     reporter = reporter or SilentReporter()
-    seed = config.output.seed
+    seed, resume = config.output.seed, config.output.resume
     folder = RunFolder(config.output.out)
-    folder.check(resume=config.output.resume)
+    folder.check(resume=resume)
 
     reporter.stage("Data")
     splits = prepare(config.data, seed=seed)
@@ -72,7 +73,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     reporter.stage("Training")
     adapted = _attach(encoder, config, reporter)
     trainer = _trainer(encoder, splits, texts, config, plan, folder, reporter)
-    progress = trainer.run(resume=config.output.resume)
+    progress = trainer.run(resume=resume)
 
     reporter.stage("Test")
     tuned = stages.evaluate(encoder, test, texts, reporter, "tuned model on the test set")
@@ -93,10 +94,23 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
 
 def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder, precision: PrecisionName) -> TrainConfig:
-    """The config with every derived value filled in; given to `train` again, it repeats the run."""
+    """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run."""
     training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps)
     model = replace(config.model, max_length=encoder.max_length, precision=precision)
-    return replace(config, training=training, model=model)
+    sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus")}
+    return replace(
+        config,
+        data=replace(config.data, **sources),
+        training=training,
+        model=replace(model, base=_absolute(model.base)),
+        output=replace(config.output, out=config.output.out.absolute(), resume=False),
+    )
+
+
+def _absolute(source: str | None) -> Any:
+    """A file or folder by its full path; a hub id, or nothing, as it is."""
+    path = Path(source or "").expanduser()
+    return str(path.absolute()) if source and path.exists() else source
 
 
 def _report_splits(splits: Splits, reporter: Reporter) -> None:

@@ -174,7 +174,8 @@ def _column_passages(records: list[Record], column: str | None, source: str) -> 
     if column is None:
         raise DataError(
             f"'{source}': the column with the passages was not recognised. Columns found: {listed(names)}. "
-            f"Expected one of: {', '.join(PASSAGE_NAMES)}. Rename that column to 'text', or type  --column NAME  to encode."
+            f"Expected one of: {', '.join(PASSAGE_NAMES)}. "
+            "Rename that column to 'text', or, to encode, type:  --column NAME"
         )
     cells = (record.fields.get(column) for record in records)
     return [text for cell in cells for text in (cell if isinstance(cell, list) else [cell])]

@@ -31,7 +31,7 @@ def test_importing_changes_nothing_and_loads_no_torch() -> None:
 
 EVERY_MODULE = """
 import importlib, json, logging, os, pkgutil
-import sentence_transformers, peft, accelerate, datasets, matplotlib
+import sentence_transformers, peft, accelerate, datasets
 before = dict(os.environ), list(logging.root.handlers), logging.root.level
 import torch
 threads, grad = torch.get_num_threads(), torch.is_grad_enabled()

@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test check clean
 
 demo: $(VENV)/.demo   ## install, then run the whole job on the built-in example
+	rm -rf embedtune-demo
 	$(BIN)/embedtune demo --out embedtune-demo
 
 test: $(VENV)/.dev    ## install, then run all checks and tests

@@ -25,7 +25,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     try:
         results = train(config, console)
     except TrainingInterrupted as stopped:
-        again = f"embedtune train --config {config.output.out / 'config.toml'} --resume"
+        again = f"embedtune train --config {(config.output.out / 'config.toml').absolute()} --resume"
         raise TrainingInterrupted(f"{stopped}\nTo go on, type:  {again}") from stopped
     console.verdict(results, config.output.out)
     return results

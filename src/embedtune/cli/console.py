@@ -15,7 +15,7 @@ from rich.table import Table
 from embedtune.report.verdict import verdict
 
 SHOWN_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "accuracy@10", "recall@100", "map@100")
-COLUMNS = {"base": "base", "tuned": "tuned", "bm25": "BM25", "model": "model", "against": "against"}
+COLUMNS = {"base": "base", "tuned": "tuned", "model": "model", "against": "against", "bm25": "BM25"}
 PLAIN_SECONDS = 10.0
 """Between two lines of training progress where there is no terminal."""
 

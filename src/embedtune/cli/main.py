@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from embedtune.errors import EmbedtuneError
 
@@ -81,7 +82,10 @@ def _use_cache_without_network() -> None:
     """Where the hub's name does not resolve, let the hub's clients use their caches at once.
 
     They would retry for most of a minute first. The look-up gets two seconds: a network that takes longer is there.
+    Behind a proxy the name is the proxy's to resolve, so nothing is looked up.
     """
+    if getproxies().keys() & {"http", "https", "all"}:
+        return
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     found: list[bool] = []
 

@@ -64,7 +64,10 @@ def benchmark(options: EncodeOptions) -> None:
     with TemporaryDirectory() as folder:
         job = _job(options, texts, device, Path(folder))
         runners = Runners(job, Path(folder))
-        _agree(runners, distinct(options.runners))
+        for line in check_agreement(
+            [runners.run("agree-encode", name, Agreement) for name in distinct(options.runners)]
+        ):
+            output.say(f"agreed: {line}")
         rounds = [_round(runners, number, options) for number in range(1, options.rounds + 1)]
     summaries, compared = summarize_encode(rounds), ratios(encode_rates(rounds))
     output.show_encode(summaries)
@@ -93,12 +96,6 @@ def _job(options: EncodeOptions, texts: list[str], device: DeviceName, folder: P
     path = folder / "texts.json"
     path.write_text(json.dumps(texts), encoding="utf-8")
     return EncodeJob(base=options.base, texts=str(path), max_length=options.max_length, device=device)
-
-
-def _agree(runners: Runners, names: list[str]) -> None:
-    found = [runners.run("agree-encode", name, Agreement) for name in names]
-    for line in check_agreement(found):
-        output.say(f"agreed: {line}")
 
 
 def _round(runners: Runners, number: int, options: EncodeOptions) -> dict[str, EncodeMeasurement]:

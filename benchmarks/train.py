@@ -70,7 +70,10 @@ def benchmark(options: TrainOptions) -> None:
         job = _job(options, device, Path(folder))
         runners = Runners(job, Path(folder))
         work = runners.run("workload", "all", Workload)
-        _agree(runners, distinct(options.runners))
+        for line in check_agreement(
+            [runners.run("agree-train", name, Agreement) for name in distinct(options.runners)]
+        ):
+            output.say(f"agreed: {line}")
         gemms, rounds = _rounds(runners, options)
     output.show_work(work, _median_gemm(gemms))
     summaries, compared = summarize_train(rounds, work, gemms), ratios(train_rates(rounds, work))
@@ -108,12 +111,6 @@ def _job(options: TrainOptions, device: DeviceName, folder: Path) -> TrainJob:
         scale=20.0,
         seed=options.seed,
     )
-
-
-def _agree(runners: Runners, names: list[str]) -> None:
-    found = [runners.run("agree-train", name, Agreement) for name in names]
-    for line in check_agreement(found):
-        output.say(f"agreed: {line}")
 
 
 def _rounds(runners: Runners, options: TrainOptions) -> tuple[list[GemmRates], list[dict[str, TrainMeasurement]]]:

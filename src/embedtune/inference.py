@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from embedtune import stages
+from embedtune.atomic import replacing
 from embedtune.config import DataConfig, ModelConfig
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection
@@ -142,17 +142,13 @@ def _texts(values: Iterable[object], source: str) -> list[str]:
 
 
 def _write_vectors(out: Path, texts: list[str], embeddings_NE: Tensor) -> None:
-    """Written beside and renamed, so that `out` is whole or as it was."""
-    unfinished = out.with_name(f".{out.name}.tmp")
     vectors = embeddings_NE.numpy()
     try:
-        with open(unfinished, "wb") as stream:
+        with replacing(out) as unfinished, open(unfinished, "wb") as stream:
             if out.suffix == ".npy":
                 np.save(stream, vectors)
             else:
                 flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
                 pq.write_table(pa.table({"text": texts, "embedding": flat}), stream)
-        os.replace(unfinished, out)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise OutputError(f"--out {out} can't be written: {error.strerror or error}.") from error

@@ -6,11 +6,11 @@ Shapes: `N` rows.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
+from embedtune.atomic import replacing
 from embedtune.data.collection import Collection, IdArray, Pairs
 from embedtune.errors import ConfigError, DataError, OutputError
 
@@ -112,14 +112,11 @@ def write_pairs(path: Path, pairs: Pairs, collection: Collection) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    beside = path.with_name(f"{path.name}.partial")
     try:
-        with open(beside, "w", encoding="utf-8", newline="\n") as stream:
+        with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
             for row in range(len(pairs)):
                 stream.write(json.dumps(_texts(pairs, row, collection), ensure_ascii=False) + "\n")
-        os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise OutputError(
             f"'{path}' can't be written: {error.strerror or error}. "
             f"Make room, or type --out with a folder that can be written to."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedtune.atomic import replacing
 from embedtune.errors import OutputError
 
 
@@ -83,10 +84,9 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none: beside its place first, then renamed."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    """Write a whole file or none."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

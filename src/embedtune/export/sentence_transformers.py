@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 
+from embedtune.atomic import replacing
 from embedtune.config import ModelConfig
 from embedtune.errors import ExportMismatchError
 from embedtune.models.encoder import Encoder
@@ -25,7 +24,8 @@ MIN_COSINE = 0.999
 def save_adapter(adapted: PeftModel, folder: Path, *, base: str) -> None:
     """Write the adapter in PEFT's format; `base` is what plain PEFT is to load it on."""
     adapted.peft_config["default"].base_model_name_or_path = base
-    _replace_folder(folder, lambda unfinished: adapted.save_pretrained(str(unfinished)))
+    with replacing(folder) as unfinished:
+        adapted.save_pretrained(str(unfinished))
 
 
 def save_merged(model: ModelConfig, adapter: Path, folder: Path) -> None:
@@ -45,7 +45,8 @@ def save_merged(model: ModelConfig, adapter: Path, folder: Path) -> None:
     dtype = base.dtype
     merged[0].to(torch.float32)
     merged[0].model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().to(dtype)
-    _replace_folder(folder, lambda unfinished: merged.save_pretrained(str(unfinished), create_model_card=False))
+    with replacing(folder) as unfinished:
+        merged.save_pretrained(str(unfinished), create_model_card=False)
 
 
 def check_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> float:
@@ -74,12 +75,3 @@ def check_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> float:
         )
     logger.info("saved model agrees with the trained one: cosine at least %.6f", worst)
     return worst
-
-
-def _replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Fill a folder beside its place, then put it there."""
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    write(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)

@@ -7,7 +7,6 @@ safetensors, the rest in JSON. It is written beside its place and renamed, so a 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from embedtune.atomic import replacing
 from embedtune.errors import OutputError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -65,17 +65,13 @@ class Checkpoints:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, progress: Progress
     ) -> None:
         """Write a checkpoint of this moment; drop the ones that are neither among the last nor the best."""
-        final = self.path(progress.step)
-        unfinished = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save_file(trainable_tensors(model), unfinished / WEIGHTS)
-        save_file({**_moments(optimizer), **_random_state()}, unfinished / OPTIMIZER)
         schedule = {key: scheduler.state_dict()[key] for key in _SCHEDULER_KEYS}
         state = {"progress": asdict(progress), "scheduler": schedule}
-        (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(unfinished, final)
+        with replacing(self.path(progress.step)) as unfinished:
+            unfinished.mkdir(parents=True)
+            save_file(trainable_tensors(model), unfinished / WEIGHTS)
+            save_file({**_moments(optimizer), **_random_state()}, unfinished / OPTIMIZER)
+            (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
         for step in self.steps()[: -self.keep_last]:
             if step != progress.best_step:
                 shutil.rmtree(self.path(step))

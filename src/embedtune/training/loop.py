@@ -142,14 +142,15 @@ class Trainer:
         for part in range(self.config.accumulate):
             rows = state.order[progress.step * self.config.accumulate + part]
             loss, tokens = self.objective(rows)
-            self._check(loss.item(), progress.step + 1, state.scheduler)
+            value = loss.item()
+            self._check(value, progress.step + 1, state.scheduler)
             state.accelerator.backward(loss / self.config.accumulate)
-            total += loss.item() / self.config.accumulate
+            total += value / self.config.accumulate
             progress.pairs += len(rows)
             progress.tokens += tokens
         if self.config.max_grad_norm > 0:
-            trainable = [p for p in self.model.parameters() if p.requires_grad]
-            state.accelerator.clip_grad_norm_(trainable, self.config.max_grad_norm)
+            trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+            state.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
         state.optimizer.step()
         state.scheduler.step()
         state.optimizer.zero_grad()

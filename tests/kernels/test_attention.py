@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from embedtune.kernels.attention import grouped, packed_layout, reference
+from embedtune.kernels.attention import PackedLayout, grouped, packed_layout, reference
 from embedtune.kernels.attention.layout import MAX_PADDING
 from embedtune.kernels.dispatch import PackedAttention, choose_attention
 
@@ -45,6 +46,13 @@ def random_inputs(
     )
 
 
+def random_bias(lengths: Sequence[int], *, heads: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Of three positions more than the longest sequence has."""
+    generator = torch.Generator().manual_seed(2)
+    length = max(lengths) + 3
+    return torch.randn(heads, length, length, generator=generator, dtype=torch.float64).to(dtype)
+
+
 def run(
     attend: PackedAttention,
     inputs: Sequence[Tensor],
@@ -53,18 +61,26 @@ def run(
     window: int | None = None,
     device: str = "cpu",
 ) -> tuple[Tensor, ...]:
-    """The output and the gradients of query, key and value, for a fixed random gradient of the output."""
+    """The output and the gradients of query, key, value and bias, for a fixed random gradient of the output.
+
+    `inputs` are query, key and value, or those and the bias.
+    """
     leaves = [x.detach().to(device).requires_grad_() for x in inputs]
+    query_THD, key_TKD, value_TKD, *biases = leaves
+    bias_HLL = biases[0] if biases else None
     layout = packed_layout(lengths, device)
     scale = inputs[0].shape[-1] ** -0.5
-    out_THD = attend(leaves[0], leaves[1], leaves[2], layout, scale=scale, causal=causal, window=window)
+    out_THD = attend(
+        query_THD, key_TKD, value_TKD, layout, scale=scale, causal=causal, window=window, bias_HLL=bias_HLL
+    )
     generator = torch.Generator().manual_seed(1)
     grad_THD = torch.randn(out_THD.shape, generator=generator, dtype=torch.float64)
     return out_THD.detach(), *torch.autograd.grad(out_THD, leaves, grad_THD.to(out_THD))
 
 
 def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    for name, got, wanted in zip(("output", "query", "key", "value"), actual, expected, strict=True):
+    assert len(actual) == len(expected)
+    for name, got, wanted in zip(("output", "query", "key", "value", "bias"), actual, expected, strict=False):
         assert got.shape == wanted.shape
         error = (got.cpu().double() - wanted.cpu().double()).abs().max().item()
         bound = tolerance * max(1.0, wanted.abs().max().item())
@@ -98,6 +114,34 @@ def test_the_reference_is_softmax_attention() -> None:
         torch.testing.assert_close(out[start:stop, 0], weights / weights.sum(1, keepdim=True) @ v)
 
 
+def test_the_reference_adds_the_bias_of_each_position() -> None:
+    """Torch's own attention with the bias as its mask, in the output and every gradient."""
+    lengths = (2, 3)
+    inputs = [*random_inputs(lengths), random_bias(lengths)]
+
+    def stock(
+        query_THD: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        layout: PackedLayout,
+        *,
+        scale: float,
+        causal: bool = False,
+        window: int | None = None,
+        bias_HLL: Tensor | None = None,
+    ) -> Tensor:
+        assert bias_HLL is not None
+        outputs = []
+        for start, stop in ((0, 2), (2, 5)):
+            query, key, value = (x[start:stop].transpose(0, 1) for x in (query_THD, key_TKD, value_TKD))
+            bias = bias_HLL[:, : stop - start, : stop - start]
+            out_HLD = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+            outputs.append(out_HLD.transpose(0, 1))
+        return torch.cat(outputs)
+
+    assert_same(run(reference.packed_attention, inputs, lengths), run(stock, inputs, lengths), 1e-12)
+
+
 def test_what_a_token_sees() -> None:
     """With keys of zero a token's output is the mean of the values that it sees."""
     value = torch.arange(6.0).reshape(6, 1, 1)
@@ -129,10 +173,44 @@ def test_grouped_is_the_reference(name: str, visibility: str, dtype: torch.dtype
     assert_same(actual, expected, TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("visibility", VISIBILITIES)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_grouped_with_a_bias_is_the_reference(name: str, visibility: str, dtype: torch.dtype) -> None:
+    lengths = LENGTHS[name]
+    inputs = [*random_inputs(lengths, dtype=dtype), random_bias(lengths, dtype=dtype)]
+    exact = [x.detach().double() for x in inputs]
+    expected = run(reference.packed_attention, exact, lengths, *VISIBILITIES[visibility])
+    with poisoned_memory():
+        actual = run(grouped.packed_attention, inputs, lengths, *VISIBILITIES[visibility])
+    assert {x.dtype for x in actual} == {dtype}
+    assert_same(actual, expected, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("attend", [reference.packed_attention, grouped.packed_attention])
+def test_the_bias_may_be_of_a_wider_dtype(attend: PackedAttention) -> None:
+    """As under autocast, where the table stays fp32: its gradient is fp32 and the output is not."""
+    lengths = LENGTHS["odd"]
+    inputs = [*random_inputs(lengths, dtype=torch.bfloat16), random_bias(lengths, dtype=torch.float32)]
+    actual = run(attend, inputs, lengths)
+    assert [x.dtype for x in actual] == [torch.bfloat16] * 4 + [torch.float32]
+    expected = run(reference.packed_attention, [x.detach().double() for x in inputs], lengths)
+    assert_same(actual, expected, TOLERANCES[torch.bfloat16])
+
+
+def test_the_bias_is_left_as_it_was() -> None:
+    """One sequence alone, where what the scores start from has the shape of the bias."""
+    query, key, value = (x.detach() for x in random_inputs((5,)))
+    bias = random_bias((5,))[:, :5, :5].contiguous()
+    before = bias.clone()
+    grouped.packed_attention(query, key, value, packed_layout((5,)), scale=0.3, bias_HLL=bias)
+    assert torch.equal(bias, before)
+
+
 @pytest.mark.parametrize("key_heads", [1, 2])
 @pytest.mark.parametrize("visibility", VISIBILITIES)
 def test_grouped_heads_share_keys_and_values(visibility: str, key_heads: int) -> None:
-    inputs = random_inputs(LENGTHS["odd"], key_heads=key_heads)
+    inputs = [*random_inputs(LENGTHS["odd"], key_heads=key_heads), random_bias(LENGTHS["odd"])]
     expected = run(reference.packed_attention, inputs, LENGTHS["odd"], *VISIBILITIES[visibility])
     actual = run(grouped.packed_attention, inputs, LENGTHS["odd"], *VISIBILITIES[visibility])
     assert (actual[1].shape[1], actual[2].shape[1]) == (4, key_heads)
@@ -160,11 +238,11 @@ def test_inputs_as_the_models_hand_them_over() -> None:
 
 def test_gradcheck() -> None:
     lengths = (2, 3, 3)
-    inputs = random_inputs(lengths, heads=2, key_heads=1, size=3)
+    inputs = (*random_inputs(lengths, heads=2, key_heads=1, size=3), random_bias(lengths, heads=2).requires_grad_())
     layout = packed_layout(lengths)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return grouped.packed_attention(query, key, value, layout, scale=0.7, causal=True)
+    def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        return grouped.packed_attention(query, key, value, layout, scale=0.7, causal=True, bias_HLL=bias)
 
     assert torch.autograd.gradcheck(attend, inputs)
 
@@ -225,6 +303,22 @@ def test_the_cpu_gets_the_grouped_version(caplog: pytest.LogCaptureFixture) -> N
     assert "grouped bmm, because the device is cpu" in caplog.text
 
 
+def test_a_bias_needs_the_grouped_version(caplog: pytest.LogCaptureFixture) -> None:
+    """No device is touched: the choice is made before the card is looked at."""
+    choose_attention.cache_clear()
+    with caplog.at_level("INFO", logger="embedtune"):
+        assert choose_attention("cuda", torch.bfloat16, 32, biased=True) is grouped.packed_attention
+    assert "grouped bmm, because varlen flash takes no attention bias" in caplog.text
+
+
+def test_varlen_refuses_a_bias() -> None:
+    from embedtune.kernels.attention import varlen
+
+    inputs = random_inputs((2, 3))
+    with pytest.raises(ValueError, match=r"takes no bias, got one of shape \(4, 6, 6\)"):
+        varlen.packed_attention(*inputs, packed_layout((2, 3)), scale=1.0, bias_HLL=random_bias((2, 3)))
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
@@ -249,10 +343,11 @@ def test_varlen_is_the_reference(name: str, visibility: str, dtype: torch.dtype,
 
 @pytest.mark.gpu
 @needs_cuda
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 @pytest.mark.parametrize("visibility", VISIBILITIES)
 @pytest.mark.parametrize("name", LENGTHS)
-def test_grouped_on_cuda_is_the_reference(name: str, visibility: str) -> None:
-    inputs = random_inputs(LENGTHS[name])
+def test_grouped_on_cuda_is_the_reference(name: str, visibility: str, biased: bool) -> None:
+    inputs = [*random_inputs(LENGTHS[name]), *([random_bias(LENGTHS[name])] if biased else [])]
     expected = run(reference.packed_attention, inputs, LENGTHS[name], *VISIBILITIES[visibility])
     actual = run(grouped.packed_attention, inputs, LENGTHS[name], *VISIBILITIES[visibility], device="cuda")
     assert_same(actual, expected, 1e-10)
@@ -266,3 +361,4 @@ def test_what_cuda_gets() -> None:
     assert choose_attention("cuda", torch.float16, 12) is grouped.packed_attention
     if torch.cuda.get_device_capability()[0] >= 8:
         assert choose_attention("cuda", torch.float16, 32) is not grouped.packed_attention
+    assert choose_attention("cuda", torch.float16, 32, biased=True) is grouped.packed_attention

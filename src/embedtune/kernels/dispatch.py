@@ -31,14 +31,15 @@ class PackedAttention(Protocol):
         scale: float,
         causal: bool = False,
         window: int | None = None,
+        bias_HLL: Tensor | None = None,
     ) -> Tensor: ...
 
 
 @functools.cache
-def choose_attention(device_type: str, dtype: torch.dtype, head_size: int) -> PackedAttention:
-    """The fastest packed attention for this device, dtype and head size."""
+def choose_attention(device_type: str, dtype: torch.dtype, head_size: int, *, biased: bool = False) -> PackedAttention:
+    """The fastest packed attention for this device, dtype and head size, that takes a bias if it is `biased`."""
     if device_type == "cuda":
-        reason = _varlen_refusal(dtype, head_size)
+        reason = _varlen_refusal(dtype, head_size, biased)
         if reason is None:
             from embedtune.kernels.attention import varlen
 
@@ -50,7 +51,9 @@ def choose_attention(device_type: str, dtype: torch.dtype, head_size: int) -> Pa
     return grouped.packed_attention
 
 
-def _varlen_refusal(dtype: torch.dtype, head_size: int) -> str | None:
+def _varlen_refusal(dtype: torch.dtype, head_size: int, biased: bool) -> str | None:
+    if biased:
+        return "varlen flash takes no attention bias"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"varlen flash takes fp16 and bf16, not {dtype}"
     if head_size not in VARLEN_HEAD_SIZES:

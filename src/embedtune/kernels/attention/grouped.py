@@ -5,7 +5,7 @@ sequences sorted by length are cut into groups whose padding stays under `layout
 `baddbmm`, one softmax and one `bmm`. torch's own CPU flash backward takes nine times as long in bf16.
 
 Shapes: `T` packed tokens, `H` query heads, `K` key/value heads, `D` head size; in a group `N` sequences, `L` its
-longest length.
+longest length, `M` = N * H. A bias for the whole batch has the length of its longest sequence, or more, for `L`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ def packed_attention(
     scale: float,
     causal: bool = False,
     window: int | None = None,
+    bias_HLL: Tensor | None = None,
 ) -> Tensor:
     """Same signature and result as `reference.packed_attention`, for any device and dtype."""
     repeats = query_THD.shape[1] // key_TKD.shape[1]
     if repeats > 1:
         key_TKD = key_TKD.repeat_interleave(repeats, dim=1)
         value_TKD = value_TKD.repeat_interleave(repeats, dim=1)
-    out: Tensor = _GroupedAttention.apply(query_THD, key_TKD, value_TKD, layout, scale, _Visibility(causal, window))
+    visibility = _Visibility(causal, window)
+    out: Tensor = _GroupedAttention.apply(query_THD, key_TKD, value_TKD, bias_HLL, layout, scale, visibility)
     return out
 
 
@@ -52,6 +54,7 @@ class _GroupedAttention(torch.autograd.Function):
         query_THD: Tensor,
         key_THD: Tensor,
         value_THD: Tensor,
+        bias_HLL: Tensor | None,
         layout: PackedLayout,
         scale: float,
         visibility: _Visibility,
@@ -60,11 +63,12 @@ class _GroupedAttention(torch.autograd.Function):
         probabilities = []
         for group in layout.groups:
             query_MLD, key_MLD, value_MLD = (_to_block(x_THD, group) for x_THD in (query_THD, key_THD, value_THD))
-            bias = _bias(group, visibility, query_THD)
-            probs_MLL = _scores(query_MLD, key_MLD, bias, scale).softmax(-1)
+            mask_NHLL = _mask(group, visibility, query_THD)
+            probs_MLL = _scores(query_MLD, key_MLD, mask_NHLL, bias_HLL, group.count, scale).softmax(-1)
             _from_block(torch.bmm(probs_MLL, value_MLD), group, out_THD)
             probabilities.append(probs_MLL)
         ctx.layout, ctx.scale = layout, scale
+        ctx.bias_kind = None if bias_HLL is None else (bias_HLL.shape, bias_HLL.dtype)
         ctx.save_for_backward(query_THD, key_THD, value_THD, *probabilities)
         return out_THD
 
@@ -73,6 +77,10 @@ class _GroupedAttention(torch.autograd.Function):
         (grad_out_THD,) = grad_outputs
         query_THD, key_THD, value_THD, *probabilities = ctx.saved_tensors
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query_THD, key_THD, value_THD)]
+        grad_bias_HLL = None
+        if ctx.needs_input_grad[3]:
+            shape, dtype = ctx.bias_kind
+            grad_bias_HLL = query_THD.new_zeros(shape, dtype=dtype)
         for group, probs_MLL in zip(ctx.layout.groups, probabilities, strict=True):
             query_MLD, key_MLD, value_MLD, grad_MLD = (
                 _to_block(x, group) for x in (query_THD, key_THD, value_THD, grad_out_THD)
@@ -80,16 +88,32 @@ class _GroupedAttention(torch.autograd.Function):
             _from_block(torch.bmm(probs_MLL.transpose(1, 2), grad_MLD), group, grads[2])
             grad_probs_MLL = torch.bmm(grad_MLD, value_MLD.transpose(1, 2))
             grad_scores_MLL = torch._softmax_backward_data(grad_probs_MLL, probs_MLL, -1, probs_MLL.dtype)
+            if grad_bias_HLL is not None:
+                grad_NHLL = grad_scores_MLL.view(group.count, -1, group.length, group.length)
+                grad_bias_HLL[:, : group.length, : group.length] += grad_NHLL.sum(0)
             grad_scores_MLL *= ctx.scale
             _from_block(torch.bmm(grad_scores_MLL, key_MLD), group, grads[0])
             _from_block(torch.bmm(grad_scores_MLL.transpose(1, 2), query_MLD), group, grads[1])
-        return grads[0], grads[1], grads[2], None, None, None
+        return grads[0], grads[1], grads[2], grad_bias_HLL, None, None, None
 
 
-def _scores(query_MLD: Tensor, key_MLD: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    if bias is None:
+def _scores(
+    query_MLD: Tensor, key_MLD: Tensor, mask_NHLL: Tensor | None, bias_HLL: Tensor | None, count: int, scale: float
+) -> Tensor:
+    """Scaled scores of a group of `count` sequences, with the mask and the bias added, shape (M, L, L)."""
+    block, length = query_MLD.shape[:2]
+    if bias_HLL is not None:
+        bias_HLL = bias_HLL[:, :length, :length].to(query_MLD.dtype)
+    added = [x for x in (mask_NHLL, bias_HLL) if x is not None]
+    if not added:
         return torch.bmm(query_MLD, key_MLD.transpose(1, 2)).mul_(scale)
-    return torch.baddbmm(bias, query_MLD, key_MLD.transpose(1, 2), alpha=scale)
+    # The product is added onto them in place: broadcast over sequences or heads, they take no memory of their own.
+    scores_NHLL = query_MLD.new_empty(count, block // count, length, length)
+    if len(added) == 1:
+        scores_NHLL.copy_(added[0])
+    else:
+        torch.add(*added, out=scores_NHLL)
+    return scores_NHLL.view(block, length, length).baddbmm_(query_MLD, key_MLD.transpose(1, 2), alpha=scale)
 
 
 def _to_block(x_THD: Tensor, group: Group) -> Tensor:
@@ -115,8 +139,8 @@ def _from_block(block_MLD: Tensor, group: Group, out_THD: Tensor) -> None:
         torch.index_select(flat, 0, group.slots, out=target)
 
 
-def _bias(group: Group, visibility: _Visibility, like: Tensor) -> Tensor | None:
-    """Additive mask, -inf where a key must not be seen, broadcastable to (N * H, L, L); None if all are seen."""
+def _mask(group: Group, visibility: _Visibility, like: Tensor) -> Tensor | None:
+    """Additive mask, -inf where a key must not be seen, shape (N, 1, 1 or L, L); None if all are seen."""
     hidden_LL = hidden_positions(group.length, visibility.causal, visibility.window, like.device)
     if group.padding is None:
         if hidden_LL is None:
@@ -127,6 +151,5 @@ def _bias(group: Group, visibility: _Visibility, like: Tensor) -> Tensor | None:
     else:
         # Behind a window a padded query might see no key at all and turn NaN: its row may see everything.
         hidden = (hidden_LL | group.padding[:, None, :]) & ~group.padding[:, :, None]
-    heads = like.shape[1]
-    bias = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
-    return bias.repeat_interleave(heads, 0) if bias.shape[0] > 1 else bias
+    mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
+    return mask[:, None].expand(group.count, -1, -1, -1)

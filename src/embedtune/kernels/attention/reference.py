@@ -1,6 +1,7 @@
 """Packed attention, one sequence at a time: slow, plain, and what every fast version is held to.
 
-Shapes: `T` packed tokens, `H` query heads, `K` key/value heads (H a multiple of K), `D` head size.
+Shapes: `T` packed tokens, `H` query heads, `K` key/value heads (H a multiple of K), `D` head size, `L` the length of a
+sequence, or for the bias of the longest one at least.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def packed_attention(
     scale: float,
     causal: bool = False,
     window: int | None = None,
+    bias_HLL: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention within each packed sequence (Vaswani et al. 2017, eq. 1).
 
@@ -31,6 +33,8 @@ def packed_attention(
         scale: factor on the scores.
         causal: a token sees itself and what comes before it.
         window: a token sees at most `window - 1` tokens to either side (Mistral's and ModernBERT's convention).
+        bias_HLL: added to the scaled scores by head, query position and key position in the sequence; any floating
+            dtype. A shorter sequence takes its first rows and columns.
 
     Returns:
         Shape (T, H, D), in the dtype of the inputs.
@@ -43,6 +47,8 @@ def packed_attention(
         key_HLD = key_TKD[start:stop].transpose(0, 1).repeat_interleave(repeats, 0)
         value_HLD = value_TKD[start:stop].transpose(0, 1).repeat_interleave(repeats, 0)
         scores_HLL = scale * query_HLD @ key_HLD.transpose(1, 2)
+        if bias_HLL is not None:
+            scores_HLL = scores_HLL + bias_HLL[:, : stop - start, : stop - start].to(scores_HLL.dtype)
         hidden_LL = hidden_positions(stop - start, causal, window, query_THD.device)
         if hidden_LL is not None:
             scores_HLL = scores_HLL.masked_fill(hidden_LL, float("-inf"))

@@ -17,8 +17,14 @@ def packed_attention(
     scale: float,
     causal: bool = False,
     window: int | None = None,
+    bias_HLL: Tensor | None = None,
 ) -> Tensor:
-    """Same signature and result as `reference.packed_attention`; fp16 and bf16 on CUDA only."""
+    """Same signature and result as `reference.packed_attention`; fp16 and bf16 on CUDA only, and no bias."""
+    if bias_HLL is not None:
+        raise ValueError(
+            f"varlen flash attention takes no bias, got one of shape {tuple(bias_HLL.shape)}; "
+            "expected None: choose_attention(..., biased=True) picks a version that takes it"
+        )
     repeats = query_THD.shape[1] // key_TKD.shape[1]
     if repeats > 1:  # varlen_attn itself takes grouped heads from torch 2.12 on only
         key_TKD = key_TKD.repeat_interleave(repeats, dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -100,9 +101,9 @@ def test_gradcheck(bias: bool, dropped: bool) -> None:
     assert torch.autograd.gradcheck(linear, inputs)
 
 
-def test_the_frozen_layer_gets_no_gradient() -> None:
+def test_the_frozen_weight_gets_no_gradient() -> None:
     given = tensors()
-    weight, bias = given["weight_OI"].requires_grad_(), given["bias_O"].requires_grad_()
+    weight, bias = given["weight_OI"].requires_grad_(), given["bias_O"]
     adapter = (given["lora_a_RI"], given["lora_b_OR"])
     fused.lora_linear(given["x_TI"], None, weight, bias, *adapter, SCALING).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is None
@@ -115,3 +116,50 @@ def test_inputs_are_left_as_they_were() -> None:
     before = {name: x.detach().clone() for name, x in given.items()}
     run(fused.lora_linear, given, bias=True, dropped=True)
     assert all(torch.equal(given[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("trained_bias", [False, True])
+def test_the_weight_may_be_made_when_needed_and_the_bias_trained(made: bool, trained_bias: bool) -> None:
+    given = tensors()
+    given["bias_O"].requires_grad_(trained_bias)
+    expected = run(reference.lora_linear, given, bias=True, dropped=False)
+    asked: list[torch.dtype] = []
+    weight_OI = given["weight_OI"]
+
+    def make(dtype: torch.dtype) -> Tensor:
+        asked.append(dtype)
+        return weight_OI.to(dtype)
+
+    def linear(x_TI: Tensor, dropped_TI: Tensor | None, _: Tensor, *others: Any) -> Tensor:
+        return fused.lora_linear(x_TI, dropped_TI, make if made else weight_OI, *others)
+
+    actual = run(linear, given, bias=True, dropped=False)
+    assert ("bias_O" in actual) == trained_bias
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, msg=name)
+    assert asked == ([torch.float64] * 2 if made else [])  # once forward, once backward: it is not kept
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_frozen_linear_is_the_formula(bias: bool) -> None:
+    given = tensors()
+    given["bias_O"].requires_grad_(bias)
+    inputs = [given["x_TI"], *([given["bias_O"]] if bias else [])]
+    results = []
+    for linear in (reference.frozen_linear, fused.frozen_linear):
+        out_TO = linear(given["x_TI"], lambda dtype: given["weight_OI"].to(dtype), given["bias_O"])
+        results.append([out_TO, *torch.autograd.grad(out_TO.square().sum(), inputs)])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_fp32_weights_compute_in_the_dtype_of_the_input() -> None:
+    """So do weights that are trained under autocast."""
+    given = tensors(dtype=torch.bfloat16, adapter_dtype=torch.float32, tokens=16)
+    in_fp32 = {**given, "weight_OI": given["weight_OI"].float(), "bias_O": given["bias_O"].float().requires_grad_()}
+    expected = run(fused.lora_linear, given, bias=True, dropped=False)
+    actual = run(fused.lora_linear, in_fp32, bias=True, dropped=False)
+    assert actual.pop("bias_O").dtype == torch.float32
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name

@@ -1,4 +1,4 @@
-"""A frozen linear layer with a LoRA adapter, written as its formula.
+"""A frozen linear layer, alone and with a LoRA adapter, written as its formula.
 
 Shapes: `T` tokens, `I` input features, `O` output features, `R` rank.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from embedtune.kernels.linear.weight import FrozenWeight, dense
+
 
 def lora_linear(
     x_TI: Tensor,
     dropped_TI: Tensor | None,
-    weight_OI: Tensor,
+    weight_OI: FrozenWeight,
     bias_O: Tensor | None,
     lora_a_RI: Tensor,
     lora_b_OR: Tensor,
@@ -23,14 +25,22 @@ def lora_linear(
     Args:
         x_TI: input of the frozen layer.
         dropped_TI: input of the adapter, `x_TI` after dropout; None without dropout.
-        weight_OI, bias_O: the frozen layer; they get no gradient.
+        weight_OI: the frozen weight, of any dtype, or what makes it; it gets no gradient.
+        bias_O: of the frozen layer; gets a gradient if it requires one.
         lora_a_RI, lora_b_OR: the adapter, of any dtype; computed in the dtype of `x_TI`.
         scaling: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
 
     Returns:
         Shape (T, O), in the dtype of `x_TI`.
     """
-    frozen_TO = functional.linear(x_TI, weight_OI, bias_O)
     adapter_input_TI = x_TI if dropped_TI is None else dropped_TI
     low_rank_TR = functional.linear(adapter_input_TI, lora_a_RI.to(x_TI.dtype))
-    return frozen_TO + scaling * functional.linear(low_rank_TR, lora_b_OR.to(x_TI.dtype))
+    adapted_TO = scaling * functional.linear(low_rank_TR, lora_b_OR.to(x_TI.dtype))
+    return frozen_linear(x_TI, weight_OI, bias_O) + adapted_TO
+
+
+def frozen_linear(x_TI: Tensor, weight_OI: FrozenWeight, bias_O: Tensor | None) -> Tensor:
+    """x Wᵀ + b without a gradient for W."""
+    return functional.linear(
+        x_TI, dense(weight_OI, x_TI.dtype).detach(), None if bias_O is None else bias_O.to(x_TI.dtype)
+    )

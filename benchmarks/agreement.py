@@ -5,7 +5,7 @@ Shapes: `B` texts, `E` embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from benchmarks.jobs import row_of
 from benchmarks.records import Agreement
 from embedtune.errors import RunError
 
@@ -54,6 +55,33 @@ def check_agreement(found: Sequence[Agreement]) -> list[str]:
     return [_compare(first, second) for first, second in combinations(found, 2)]
 
 
+def check_losses(size: str, losses: Mapping[str, Sequence[float]], precision: str) -> list[str]:
+    """Gradient checkpointing and --memory low save memory; neither may change what is computed.
+
+    Args:
+        size: of the encoder.
+        losses: of every step, by cell.
+        precision: of the encoder.
+
+    Returns:
+        A line on each cell whose first loss is right and whose later ones are not, as if its gradients were not.
+
+    Raises:
+        DisagreementError: the first losses of two cells of one method differ by more than rounding explains.
+    """
+    kind = "fp32" if precision == "fp32" else "half"
+    firsts: dict[str, str] = {}
+    lines = []
+    for cell, found in losses.items():
+        first = firsts.setdefault(row_of(cell).method, cell)
+        both = f"{size}: {first} and {cell}"
+        _compare_losses(both, losses[first][0], found[0], kind)
+        worst = max(map(_relative_difference, losses[first], found))
+        if not worst <= MAX_LOSS_DIFFERENCE[kind]:
+            lines.append(f"{both}: the first losses agree, later ones differ by up to {worst:.2g}")
+    return lines
+
+
 def lowest_cosine(one_BE: npt.NDArray[np.float32], other_BE: npt.NDArray[np.float32]) -> float:
     """Smallest cosine similarity between the rows of two matrices; -1 if their shapes differ."""
     if one_BE.shape != other_BE.shape:
@@ -75,11 +103,19 @@ def _compare(first: Agreement, second: Agreement) -> str:
     line = f"{both}: cosine at least {cosine:.6f}"
     if first.loss is None or second.loss is None:
         return line
-    difference = abs(first.loss - second.loss) / max(abs(first.loss), abs(second.loss), 1e-12)
+    _compare_losses(both, first.loss, second.loss, kind)
+    return f"{line}, losses {first.loss:.5f} and {second.loss:.5f}"
+
+
+def _compare_losses(both: str, one: float, other: float, kind: str) -> None:
+    difference = _relative_difference(one, other)
     if not difference <= MAX_LOSS_DIFFERENCE[kind]:
         expected = f"expected a difference of at most {MAX_LOSS_DIFFERENCE[kind]:g}"
-        raise _disagreement(both, f"loss: {first.loss:.6f} and {second.loss:.6f} ({difference:.2g}), {expected}")
-    return f"{line}, losses {first.loss:.5f} and {second.loss:.5f}"
+        raise _disagreement(both, f"loss: {one:.6f} and {other:.6f} ({difference:.2g}), {expected}")
+
+
+def _relative_difference(one: float, other: float) -> float:
+    return abs(one - other) / max(abs(one), abs(other), 1e-12)
 
 
 def _disagreement(both: str, what: str) -> DisagreementError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -44,6 +44,22 @@ def require_at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if value < least:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected {least} or more.")
+
+
+def require_known(option: str, values: Sequence[str], known: Collection[str]) -> None:
+    """Refuse no value at all, and one that is not known.
+
+    Raises:
+        ConfigError: naming those that are.
+    """
+    for value in values or ("nothing",):
+        if value not in known:
+            raise ConfigError(f"--{option} has {value}, expected some of {', '.join(known)}.")
+
+
+def split_commas(values: Sequence[str]) -> list[str]:
+    """`a,b c` as `a b c`."""
+    return [part for value in values for part in value.split(",") if part]
 
 
 def distinct(runners: Sequence[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from embedtune.report.results import environment
@@ -20,7 +22,14 @@ def describe(device: str) -> dict[str, Any]:
     cpu = cpu_facts(_read("/proc/cpuinfo"))
     versions = environment(torch.device(device), "")
     versions.pop("precision")
-    return {**versions, "cpu": cpu["model"] or platform.processor(), "cpu_flags": cpu["flags"], "cores": _cores()}
+    return {
+        **versions,
+        "bitsandbytes": _bitsandbytes(),
+        "cpu": cpu["model"] or platform.processor(),
+        "cpu_flags": cpu["flags"],
+        "cores": _cores(),
+        "memory_bytes": _memory_bytes(torch.device(device)),
+    }
 
 
 def cpu_facts(cpuinfo: str) -> dict[str, Any]:
@@ -32,6 +41,21 @@ def cpu_facts(cpuinfo: str) -> dict[str, Any]:
             fields.setdefault(key.strip(), value.strip())
     present = set(fields.get("flags", "").split())
     return {"model": fields.get("model name", ""), "flags": [flag for flag in FLAGS if flag in present]}
+
+
+def _bitsandbytes() -> str | None:
+    """Its version; it is an extra."""
+    try:
+        return importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """All that the device, or the machine, has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return int(psutil.virtual_memory().total)
 
 
 def _cores() -> int:

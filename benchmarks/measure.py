@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,17 @@ from benchmarks.jobs import WARMUP_STEPS
 GEMM_SECONDS = 0.4
 """How long one matrix product is repeated."""
 
+_CLEAR_REFS, _FORGET_PEAK = Path("/proc/self/clear_refs"), "5"
+"""Writing 5 there sets VmHWM to VmRSS: man 5 proc."""
+
 
 @dataclass
 class StepClock:
     """Times training steps from `begin` to `end`, and what lies between an end and the next begin."""
 
     device: torch.device
+    warmup: int = WARMUP_STEPS
+    """Steps that don't count."""
     _begins: list[float] = field(default_factory=list)
     _ends: list[float] = field(default_factory=list)
 
@@ -32,13 +38,14 @@ class StepClock:
 
     def step_seconds(self) -> list[float]:
         """Of each step after the warm-up."""
-        timed = list(zip(self._begins, self._ends, strict=True))[WARMUP_STEPS:]
+        timed = list(zip(self._begins, self._ends, strict=True))[self.warmup :]
         return [end - begin for begin, end in timed]
 
     def gap_seconds(self) -> float:
         """Mean time before a step after the warm-up."""
         gaps = [begin - end for end, begin in zip(self._ends, self._begins[1:], strict=False)]
-        return sum(gaps) / max(1, len(gaps))
+        counted = gaps[max(0, self.warmup - 1) :]
+        return sum(counted) / max(1, len(counted))
 
 
 def now(device: torch.device) -> float:
@@ -66,9 +73,12 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """On a CUDA device, let the peak start from what is held now."""
+    """Let the peak start from what is held now; on a CPU only where Linux lets us."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            _CLEAR_REFS.write_text(_FORGET_PEAK, encoding="utf-8")
 
 
 def gemm_rate(dtype: torch.dtype, device: torch.device, shape: tuple[int, int, int]) -> float:

@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.jobs import CHECKPOINTING
 from benchmarks.records import GemmRates, Workload
-from benchmarks.summary import EncodeSummary, Ratio, TrainSummary
+from benchmarks.summary import EncodeSummary, MethodSummary, Ratio, TrainSummary
 from embedtune.errors import OutputError
 
 Ratios = Mapping[str, Mapping[str, Ratio]]
@@ -84,20 +85,48 @@ def show_encode(summaries: Mapping[str, EncodeSummary]) -> None:
     _console.print(table)
 
 
+def show_methods(summaries: Mapping[str, Mapping[str, MethodSummary | None]]) -> None:
+    title = "methods, medians over the rounds, largest memory; what the bare process held is taken off"
+    table = Table(title=title, title_justify="left")
+    headings = ("size", "method", "checkpointing", "loaded", "peak loading", "peak", "step", "pairs/s", "loss", "last")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place > 2 else "left", no_wrap=True)
+    for size, cells in summaries.items():
+        for cell, summary in cells.items():
+            checkpointing = "yes" if cell.endswith(CHECKPOINTING) else "no"
+            table.add_row(size, cell.removesuffix(CHECKPOINTING), checkpointing, *_method_columns(summary))
+        table.add_section()
+    _console.print(table)
+
+
+def _method_columns(summary: MethodSummary | None) -> tuple[str, ...]:
+    if summary is None:
+        return "–", "–", "out of memory", "–", "–", "–", "–"
+    return (
+        _gibibytes(summary.loaded_bytes),
+        _gibibytes(summary.load_peak_bytes),
+        _gibibytes(summary.peak_bytes),
+        _seconds(summary.step_seconds),
+        f"{summary.pairs_per_second:,.1f}",
+        f"{summary.first_loss:.4f}",
+        f"{summary.last_loss:.4f}",
+    )
+
+
 def show_ratios(ratios: Ratios) -> None:
     for ours, peers in ratios.items():
         for peer, r in peers.items():
             say(f"{ours} / {peer}: {r.median:.2f}x  (rounds: {r.lowest:.2f} to {r.highest:.2f})")
 
 
-def writable(out: Path | None) -> None:
+def writable(out: Path | None, *, option: str = "--out") -> None:
     """Refuse a file that can't be written before hours are spent on its content.
 
     Raises:
         OutputError: its folder does not exist.
     """
     if out is not None and not out.absolute().parent.is_dir():
-        raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
+        raise OutputError(f"{option} {out}: its folder {out.absolute().parent} does not exist.")
 
 
 def write_results(out: Path | None, results: Mapping[str, Any]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.jobs import EncodeJob, TrainJob, save_job
+import torch
+
+from benchmarks.jobs import Job, save_job
 from embedtune.errors import RunError, UserError
 
 Record = TypeVar("Record")
@@ -18,19 +21,38 @@ Record = TypeVar("Record")
 _ROOT = Path(__file__).resolve().parent.parent
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 _ERROR_LINES = 12
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+"""What libraries say that have no class of exception for it."""
 
 
 class RunnerFailedError(RunError):
     """A runner's process ended without a result."""
 
 
+class OutOfMemoryError(RunnerFailedError):
+    """The machine or the device has not enough memory for what a runner was to do."""
+
+    exit_code = 3
+    """By which the process says so."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, or that is why another error was raised."""
+    while error is not None:
+        said = str(error).lower()
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in said for sign in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @dataclass
 class Runners:
     """The runners of one job; each call is a process of its own."""
 
-    job: TrainJob | EncodeJob
+    job: Job
     folder: Path
-    """Where the job and the results go."""
+    """Where the job and the results go; it must exist."""
     _count: int = field(default=0)
 
     def __post_init__(self) -> None:
@@ -46,6 +68,7 @@ class Runners:
 
         Raises:
             UserError: the process can't use what the user gave, such as the base model.
+            OutOfMemoryError: it had not enough memory, or was killed, as Linux does then.
             RunnerFailedError: it failed otherwise; the message ends with what it said.
         """
         self._count += 1
@@ -56,7 +79,9 @@ class Runners:
             raise UserError(done.stderr.strip())
         if done.returncode != 0 or not out.is_file():
             said = "\n".join(done.stderr.strip().splitlines()[-_ERROR_LINES:])
-            raise RunnerFailedError(f"{runner}: {action} ended with exit code {done.returncode}:\n{said}")
+            ran_out = done.returncode in (OutOfMemoryError.exit_code, -signal.SIGKILL)
+            failure = OutOfMemoryError if ran_out else RunnerFailedError
+            raise failure(f"{runner}: {action} ended with exit code {done.returncode}:\n{said}")
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return record(**found)
 

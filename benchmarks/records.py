@@ -40,6 +40,32 @@ class TrainMeasurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MethodMeasurement:
+    """One process that loaded an encoder and trained it for some steps by one method."""
+
+    cell: str
+    precision: str
+    step_seconds: list[float]
+    """Each timed step: forward, backward, clipping, optimiser; the batch is at hand."""
+    batch_size: int
+    tokens: int
+    """In all steps, the warm-up included."""
+    trainable_parameters: int
+    process_bytes: int
+    """Memory held before the model was loaded; 0 on a CUDA device."""
+    loaded_bytes: int
+    """Memory held once it was trainable: loaded, in 4 bits, with its adapter, as the method has it."""
+    load_peak_bytes: int
+    """Most memory held on the way there."""
+    peak_bytes: int
+    """Most memory held in the steps."""
+    losses: list[float]
+    """Of all steps; the first one's is that of the weights as they start."""
+    notes: list[str]
+    """What embedtune says of the model, such as what 4 bits saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodeMeasurement:
     """One process that embedded the texts."""
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import ours, peer
+from benchmarks import cells, ours
 from benchmarks.batches import read_batches
-from benchmarks.jobs import WARMUP_STEPS, load_encode_job, load_train_job
+from benchmarks.jobs import WARMUP_STEPS, load_encode_job, load_method_job, load_train_job
 from benchmarks.measure import gemm_rate
+from benchmarks.processes import OutOfMemoryError, out_of_memory
 from benchmarks.records import GemmRates
 from benchmarks.workload import count_work, gemm_shape
 from embedtune.errors import EmbedtuneError
@@ -29,23 +30,27 @@ Action = Callable[[str, Path, Path], Any]
 
 
 def agree_train(runner: str, job: Path, out: Path) -> Any:
-    side = ours if runner in ours.PRECISIONS else peer
+    side = _side(runner)
     return side.agree_train(runner, load_train_job(job), out.with_suffix(".npy"))
 
 
 def time_train(runner: str, job: Path, out: Path) -> Any:
-    side = ours if runner in ours.PRECISIONS else peer
+    side = _side(runner)
     return side.time_train(runner, load_train_job(job))
 
 
 def agree_encode(runner: str, job: Path, out: Path) -> Any:
-    side, texts = ours if runner in ours.PRECISIONS else peer, _texts(job)
+    side, texts = _side(runner), _texts(job)
     return side.agree_encode(runner, load_encode_job(job), texts[:WARMUP_TEXTS], out.with_suffix(".npy"))
 
 
 def time_encode(runner: str, job: Path, out: Path) -> Any:
-    side, texts = ours if runner in ours.PRECISIONS else peer, _texts(job)
+    side, texts = _side(runner), _texts(job)
     return side.time_encode(runner, load_encode_job(job), texts[:WARMUP_TEXTS], texts)
+
+
+def time_method(runner: str, job: Path, out: Path) -> Any:
+    return cells.time_method(runner, load_method_job(job))
 
 
 def workload(runner: str, job: Path, out: Path) -> Any:
@@ -69,6 +74,7 @@ ACTIONS: dict[str, Action] = {
     "time-train": time_train,
     "agree-encode": agree_encode,
     "time-encode": time_encode,
+    "time-method": time_method,
     "workload": workload,
     "gemm": gemm,
 }
@@ -80,6 +86,22 @@ def main(action: str, runner: str, job: str, out: str) -> None:
     Path(out).write_text(json.dumps(asdict(result)), encoding="utf-8")
 
 
+def _side(runner: str) -> Any:
+    """The module of a runner; the peer's only if it takes part, as it needs packages that embedtune does not."""
+    if runner in ours.PRECISIONS:
+        return ours
+    from benchmarks import peer
+
+    return peer
+
+
+def _exit_code(error: Exception) -> int | None:
+    """By which the process tells what went wrong; None if that takes a traceback."""
+    if out_of_memory(error):  # the loader turns it into an error of its own
+        return OutOfMemoryError.exit_code
+    return error.exit_code if isinstance(error, EmbedtuneError) else None
+
+
 def _texts(job: Path) -> list[str]:
     texts: list[str] = json.loads(Path(load_encode_job(job).texts).read_text(encoding="utf-8"))
     return texts
@@ -88,6 +110,9 @@ def _texts(job: Path) -> list[str]:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except EmbedtuneError as error:
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
         sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
+        sys.exit(code)

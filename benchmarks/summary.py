@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.records import EncodeMeasurement, GemmRates, TrainMeasurement, Workload
+from benchmarks.records import EncodeMeasurement, GemmRates, MethodMeasurement, TrainMeasurement, Workload
 
 TrainRounds = Sequence[Mapping[str, TrainMeasurement]]
 """For each round, runner to measurement."""
 EncodeRounds = Sequence[Mapping[str, EncodeMeasurement]]
+
+
+MethodRounds = Sequence[Mapping[str, Mapping[str, MethodMeasurement | None]]]
+"""For each round, size to cell to measurement; None where memory ran out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,24 @@ class EncodeSummary:
     texts_per_second: float
     peak_bytes: int
     peak_above_loaded_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSummary:
+    """One cell's medians over the rounds; memory is the largest of the rounds, what the bare process held taken off."""
+
+    loaded_bytes: int
+    """Held once the model was trainable."""
+    load_peak_bytes: int
+    peak_bytes: int
+    """Of the steps."""
+    step_seconds: float
+    """Over the steps of all rounds."""
+    pairs_per_second: float
+    tokens_per_step: float
+    trainable_parameters: int
+    first_loss: float
+    last_loss: float
 
 
 def ratio(ours: Sequence[float], peers: Sequence[float]) -> Ratio:
@@ -100,6 +122,32 @@ def summarize_encode(rounds: EncodeRounds) -> dict[str, EncodeSummary]:
         )
         for runner, first in rounds[0].items()
     }
+
+
+def summarize_methods(rounds: MethodRounds) -> dict[str, dict[str, MethodSummary | None]]:
+    """Size to cell to its medians; None if it ran out of memory in any round."""
+    return {
+        size: {cell: _method_summary([results[size][cell] for results in rounds]) for cell in cells}
+        for size, cells in rounds[0].items()
+    }
+
+
+def _method_summary(rounds: Sequence[MethodMeasurement | None]) -> MethodSummary | None:
+    measured = [m for m in rounds if m is not None]
+    if len(measured) < len(rounds):
+        return None
+    first = measured[0]
+    return MethodSummary(
+        loaded_bytes=max(m.loaded_bytes - m.process_bytes for m in measured),
+        load_peak_bytes=max(m.load_peak_bytes - m.process_bytes for m in measured),
+        peak_bytes=max(m.peak_bytes - m.process_bytes for m in measured),
+        step_seconds=median(step for m in measured for step in m.step_seconds),
+        pairs_per_second=median(m.batch_size * len(m.step_seconds) / sum(m.step_seconds) for m in measured),
+        tokens_per_step=first.tokens / len(first.losses),
+        trainable_parameters=first.trainable_parameters,
+        first_loss=first.losses[0],
+        last_loss=first.losses[-1],
+    )
 
 
 def _train_summary(measured: list[TrainMeasurement], work: Workload, gemms: Sequence[GemmRates]) -> TrainSummary:

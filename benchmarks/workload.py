@@ -23,7 +23,7 @@ def token_lengths(encoder: Encoder, texts: list[str]) -> Lengths:
     """Tokens of each text, special tokens included, no prompt before it, shape (B,)."""
     table = tokenize(
         texts,
-        tokenizer=encoder.sentence_transformer.tokenizer,
+        tokenizer=encoder.tokenizer,
         prompt="",
         max_length=encoder.max_length,
         empty_id=0,

@@ -5,6 +5,7 @@ The heavy libraries are imported inside the fixtures, so that tests of the data 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -138,14 +139,22 @@ def make_st_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         normalize: bool = True,
         prompts: dict[str, str] | None = None,
         include_prompt: bool = True,
+        dense: bool = False,
         **settings: Any,
     ) -> Path:
+        import torch
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+        from sentence_transformers.base.modules import Dense
+        from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling, Transformer
 
         transformer = Transformer(str(checkpoint))
         size = transformer.get_embedding_dimension()
         modules = [transformer, Pooling(size, pooling_mode=pooling, include_prompt=include_prompt)]
+        if dense:  # as EmbeddingGemma has them, and a norm
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                modules += [Dense(size, 48, bias=False, activation_function=torch.nn.Identity())]
+                modules += [Dense(48, 24, bias=True, activation_function=torch.nn.Tanh()), LayerNorm(24)]
         modules += [Normalize()] if normalize else []
         folder = tmp_path_factory.mktemp("st")
         model = SentenceTransformer(modules=modules, device="cpu", prompts=prompts, **settings)
@@ -163,14 +172,14 @@ def st_folder(make_st_folder: Callable[..., Path], bare_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def load() -> Callable[..., Encoder]:
-    """`load_encoder` on the CPU."""
+    """`load_encoder` on the CPU; options are those of `ModelConfig`, except for the two of `load_encoder` itself."""
 
-    def load(folder: Path, **options: Any) -> Encoder:
-        import torch
-
+    def load(folder: Path | str, *, four_bit: bool = False, master_weights: bool = False, **options: Any) -> Encoder:
+        from embedtune.config import ModelConfig
         from embedtune.models.load import load_encoder
 
-        return load_encoder(str(folder), device=torch.device("cpu"), **options)
+        config = ModelConfig(base=str(folder), device="cpu", **{"precision": "fp32", **options})
+        return load_encoder(config, four_bit=four_bit, master_weights=master_weights)
 
     return load
 
@@ -179,12 +188,13 @@ def load() -> Callable[..., Encoder]:
 def adapt() -> Callable[..., PeftModel]:
     """Attaches an adapter that already changes the embeddings: PEFT's own starts as zero."""
 
-    def adapt(encoder: Encoder, *, rank: int = 4, alpha: float = 8.0, dropout: float = 0.0) -> PeftModel:
+    def adapt(encoder: Encoder, **options: Any) -> PeftModel:
         import torch
 
-        from embedtune.models.adapters import attach_lora
+        from embedtune.config import AdapterConfig
+        from embedtune.models.adapters import attach_adapter
 
-        adapted = attach_lora(encoder, rank=rank, alpha=alpha, dropout=dropout)
+        adapted = attach_adapter(encoder, AdapterConfig(**{"rank": 4, "alpha": 8.0, **options}))
         generator = torch.Generator().manual_seed(1)
         for parameter in adapted.parameters():
             if parameter.requires_grad:
@@ -193,3 +203,13 @@ def adapt() -> Callable[..., PeftModel]:
         return adapted
 
     return adapt
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -> Path:
+    """A hundred pairs, the first two of them with the same passage."""
+    passages = [sentences[201], *sentences[201:300]]
+    rows = [{"anchor": a, "positive": p} for a, p in zip(sentences[:100], passages, strict=True)]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -40,11 +40,28 @@ EVERYTHING = TrainConfig(
         max_length=128,
         precision="bf16",
         device="cpu",
+        memory="low",
+        query_prompt="query: ",
+        passage_prompt="",
         trust_remote_code=True,
     ),
-    adapter=AdapterConfig(rank=8, alpha=16, dropout=0.1),
+    adapter=AdapterConfig(
+        method="qlora",
+        rank=8,
+        alpha=16,
+        dropout=0.1,
+        rslora=True,
+        init="loftq",
+        target_modules=("all-linear", r".*\.word_embeddings"),
+        exclude_modules=("0.attention.self.query",),
+        layers_to_transform=(3, 1),
+        bias="lora_only",
+        modules_to_save=("LayerNorm",),
+        merge_into="original",
+    ),
     training=TrainingConfig(
         lr=1e-4,
+        optimizer="adamw8bit",
         batch_size=32,
         epochs=1.5,
         max_steps=100,
@@ -52,6 +69,7 @@ EVERYTHING = TrainConfig(
         schedule="linear",
         warmup_fraction=0.0,
         weight_decay=0.0,
+        gradient_checkpointing=True,
         max_grad_norm=0.0,
         scale=50.0,
         both_directions=True,
@@ -65,7 +83,11 @@ EVERYTHING = TrainConfig(
 )
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), EVERYTHING])
+FULL = TrainConfig(adapter=AdapterConfig(method="full", last_layers=2))
+GOING_ON = TrainConfig(adapter=AdapterConfig(method="qlora", start_adapter="run/adapter", merge_into="original"))
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), EVERYTHING, FULL, GOING_ON])
 def test_toml_is_read_back_as_it_was(config: TrainConfig, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
@@ -96,7 +118,25 @@ def test_what_is_not_given_keeps_its_default() -> None:
         ("[training]\nschedule = 'cosin'", r"--schedule is cosin, expected one of cosine, linear, constant"),
         ("[model]\nprecision = 'fp8'", r"--precision is fp8, expected one of auto, fp32, bf16, fp16"),
         ("[model]\ndevice = 'gpu'", r"--device is gpu, expected one of auto, cpu, cuda"),
-        ("[adapter]\nmethod = 'full'", r"--method is full, expected one of lora"),
+        ("[model]\nmemory = 'high'", r"--memory is high, expected one of auto, low"),
+        ("[adapter]\nmethod = 'loha'", r"--method is loha, expected one of lora, qlora, full"),
+        ("[adapter]\ninit = 'eva'", r"--init is eva, expected one of default, gaussian, pissa, loftq"),
+        ("[adapter]\nbias = 'some'", r"--bias is some, expected one of none, all, lora_only"),
+        ("[adapter]\nrank = 8.0", r"\[adapter\] rank: got 8.0, expected int"),
+        ("[adapter]\ndora = 1", r"\[adapter\] dora: got 1, expected bool"),
+        ("[adapter]\ntarget_modules = 'query'", r"\[adapter\] target_modules: got 'query', expected"),
+        ("[adapter]\ntarget_modules = [1]", r"\[adapter\] target_modules: got \[1\], expected"),
+        ("[adapter]\ntarget_modules = ['query', 1]", r"\[adapter\] target_modules: got \['query', 1\], expected"),
+        ("[adapter]\nexclude_modules = [['query']]", r"\[adapter\] exclude_modules: got \[\['query'\]\], expected"),
+        ("[adapter]\nmodules_to_save = [true]", r"\[adapter\] modules_to_save: got \[True\], expected"),
+        ("[adapter]\nlayers_to_transform = 1", r"\[adapter\] layers_to_transform: got 1, expected"),
+        ("[adapter]\nlayers_to_transform = ['1']", r"\[adapter\] layers_to_transform: got \['1'\], expected"),
+        ("[adapter]\nlayers_to_transform = [1.0]", r"\[adapter\] layers_to_transform: got \[1.0\], expected"),
+        ("[adapter]\nlayers_to_transform = [true]", r"\[adapter\] layers_to_transform: got \[True\], expected"),
+        ("[adapter]\nlast_layers = '1'", r"\[adapter\] last_layers: got '1', expected int"),
+        ("[adapter]\ntarget_modules = []", r"--target-modules is empty, expected all-linear or names of modules"),
+        ("[adapter]\nmethod = 'full'\nrank = 8", r"--method full .* --rank would have no effect"),
+        ("[model]\nmemory = 'low'", r"--memory low is about 4-bit weights, and --method lora has none"),
         ("[training]\nmetric = 'ndcg@7'", r"--metric is ndcg@7, expected one of accuracy@1"),
         ("[training\n", "not a readable TOML file"),
     ],
@@ -129,6 +169,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (AdapterConfig, "rank", 0),
         (AdapterConfig, "alpha", 0.0),
         (AdapterConfig, "dropout", 1.0),
+        (AdapterConfig, "dropout", -0.1),
+        (AdapterConfig, "last_layers", 0),
         (TrainingConfig, "lr", 0.0),
         (TrainingConfig, "lr", float("nan")),
         (TrainingConfig, "batch_size", 1),
@@ -148,6 +190,65 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_values_out_of_range_are_named_as_typed(cls: Any, name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} is {value}, expected"):
         cls(**{name: value})
+
+
+ADAPTER_OPTIONS: dict[str, Any] = {
+    "rank": 8,
+    "alpha": 16.0,
+    "dropout": 0.1,
+    "rslora": True,
+    "dora": True,
+    "init": "gaussian",
+    "target_modules": ("query",),
+    "exclude_modules": ("query",),
+    "bias": "all",
+    "modules_to_save": ("LayerNorm",),
+}
+LAYER_OPTIONS: dict[str, Any] = {"layers_to_transform": (0,), "last_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "others", "reason"),
+    [
+        ({"method": "full"}, {**ADAPTER_OPTIONS, "start_adapter": "run/adapter"}, "--method full trains the weights "),
+        ({"start_adapter": "run/adapter"}, {**ADAPTER_OPTIONS, **LAYER_OPTIONS}, "--start-adapter goes on with an "),
+        ({"method": "lora"}, {"merge_into": "original"}, "--method lora has no 4-bit weights"),
+        ({"method": "full"}, {"merge_into": "original"}, "--method full has no 4-bit weights"),
+        ({"last_layers": 1}, {"layers_to_transform": (0,)}, "--last-layers says which layers"),
+    ],
+)
+def test_options_that_would_have_no_effect(given: dict[str, Any], others: dict[str, Any], reason: str) -> None:
+    AdapterConfig(**given)
+    for name, value in others.items():
+        expected = rf"{reason}.*; --{name.replace('_', '-')} would have no effect\. Leave it out\."
+        with pytest.raises(ConfigError, match=expected):
+            AdapterConfig(**given, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dora": True, "init": "pissa"}, r"--init pissa and --dora both redefine .*\nLeave one of them out"),
+        ({"dora": True, "init": "loftq", "method": "qlora"}, r"--init loftq and --dora both redefine .*\nLeave one"),
+        ({"init": "loftq"}, r"--init loftq .* --method lora has none\.\nType:  --method qlora --init loftq"),
+        ({"init": "pissa", "method": "qlora"}, r"--init pissa .* --method qlora holds in 4 bits\.\nType:  --method "),
+        ({"layers_to_transform": (0, -1)}, r"--layers-to-transform is \(0, -1\), expected 0 or more"),
+        ({"target_modules": ()}, r"--target-modules is empty, expected all-linear or names"),
+    ],
+)
+def test_adapter_options_that_contradict_each_other(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        AdapterConfig(**options)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_low_memory_is_for_four_bits(method: Any) -> None:
+    expected = (
+        rf"--memory low .* --method {method} has none\.\nType:  --method qlora --memory low, or .*--gradient-chec"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        TrainConfig(model=ModelConfig(memory="low"), adapter=AdapterConfig(method=method))
+    TrainConfig(model=ModelConfig(memory="low"), adapter=AdapterConfig(method="qlora"))
 
 
 def test_every_metric_can_choose_the_checkpoint() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from embedtune.config import (
     load_toml,
 )
 from embedtune.errors import OutputError, TrainingInterrupted
+from embedtune.inference import evaluate_models
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter, TrainingReporter
 
@@ -138,6 +140,99 @@ def test_stopped_and_resumed_ends_like_one_never_stopped(config: TrainConfig, tm
     assert resumed["tuned"] == whole["tuned"]
     assert resumed["train"]["loss"] == whole["train"]["loss"]
     assert _adapter(tmp_path / "stopped").equals(_adapter(config.output.out))
+
+
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "qlora": {"adapter": {"method": "qlora", "dropout": 0.1}},
+    "qlora, low memory, 8-bit AdamW": {
+        "adapter": {"method": "qlora", "rank": 64},
+        "model": {"memory": "low"},
+        "training": {"optimizer": "adamw8bit"},
+    },
+    "loftq": {"adapter": {"method": "qlora", "init": "loftq"}},
+    "full": {"adapter": {"method": "full"}, "model": {"precision": "bf16"}},
+    "full, last layer": {"adapter": {"method": "full", "last_layers": 1}},
+    "pissa": {"adapter": {"init": "pissa"}},
+    "dora": {"adapter": {"dora": True}},
+    "biases and norms": {"adapter": {"bias": "all", "modules_to_save": ("LayerNorm",)}, "model": {"precision": "bf16"}},
+    "checkpointed": {"adapter": {"dropout": 0.1}, "training": {"gradient_checkpointing": True, "accumulate": 2}},
+}
+
+
+def with_method(config: TrainConfig, settings: dict[str, dict[str, Any]]) -> TrainConfig:
+    """The config with some settings of its sections changed, and a rate at which something is learned."""
+    training = {"lr": 3e-3, **settings.get("training", {})}
+    return replace(
+        config,
+        adapter=replace(config.adapter, **settings.get("adapter", {})),
+        model=replace(config.model, **settings.get("model", {})),
+        training=replace(config.training, **training),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_stops_resumes_loads_the_best_and_saves_what_it_trained(
+    method: str, config: TrainConfig, tmp_path: Path, sentences: list[str]
+) -> None:
+    config = with_method(config, METHODS[method])
+    whole = train(config)
+    assert whole["method"] == config.adapter.method
+    assert whole["train"]["loss"][-1] < whole["train"]["loss"][0]
+    assert (config.output.out / "adapter").exists() == (config.adapter.method != "full")
+    broken_off = replace(config, output=replace(config.output, out=tmp_path / "stopped"))
+    with pytest.raises(TrainingInterrupted, match="step 3 of 6"):
+        train(broken_off, StopsAfter(3))
+    resumed = train(replace(broken_off, output=replace(broken_off.output, resume=True)))
+    assert resumed["train"]["loss"] == whole["train"]["loss"]
+    assert resumed["tuned"] == whole["tuned"]
+    first, second = (
+        SentenceTransformer(str(run.output.out / "model"), device="cpu").encode(sentences[:8])
+        for run in (config, broken_off)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_merging_into_the_original_weights_says_what_it_costs(config: TrainConfig) -> None:
+    config = with_method(config, {"adapter": {"method": "qlora", "merge_into": "original"}})
+    results = train(config)
+    merge = results["merge"]
+    assert merge["into"] == "original"
+    assert merge["cosine"]["min"] <= merge["cosine"]["mean"] < 0.9999
+    assert set(merge["trained"]) == set(METRICS)
+    saved = evaluate_models(
+        ModelConfig(base=str(config.output.out / "model"), device="cpu", precision="fp32"),
+        DataConfig(test=str(config.output.out / "splits" / "test.jsonl")),
+    )
+    assert saved["model"].keys() == results["tuned"].keys()  # of another corpus, so not the same numbers
+    assert "original weights" in (config.output.out / "report.html").read_text()
+
+
+def test_training_goes_on_from_an_adapter_and_from_a_merged_model(config: TrainConfig, tmp_path: Path) -> None:
+    learning = with_method(config, {})
+    first = train(learning)
+    adapter = replace(config.adapter, start_adapter=str(config.output.out / "adapter"))
+    second = train(replace(learning, adapter=adapter, output=replace(config.output, out=tmp_path / "second")))
+    model = replace(config.model, base=str(config.output.out / "model"))
+    third = train(replace(learning, model=model, output=replace(config.output, out=tmp_path / "third")))
+    assert second["base"] == first["base"]  # measured without the adapter
+    assert third["base"] == pytest.approx(first["tuned"], abs=0.03)
+    for again in (second, third):
+        start, end = again["train"]["dev"][0]["ndcg@10"], first["train"]["dev"][-1]["ndcg@10"]
+        best = max(point["ndcg@10"] for point in first["train"]["dev"])
+        assert start == pytest.approx(best, abs=0.03), (start, end)
+
+
+def test_prompts_are_used_and_saved(config: TrainConfig, bare_folder: Path, tmp_path: Path) -> None:
+    model = replace(config.model, base=str(bare_folder), query_prompt="bador: ", passage_prompt="nop: ")
+    results = train(replace(config, model=model))
+    plain = SentenceTransformer(str(config.output.out / "model"), device="cpu")
+    assert plain.prompts == {"query": "bador: ", "document": "nop: "}
+    other = train(
+        replace(
+            config, model=replace(model, passage_prompt=None), output=replace(config.output, out=tmp_path / "other")
+        )
+    )
+    assert other["train"]["loss"] != results["train"]["loss"]
 
 
 def test_a_finished_run_is_not_overwritten(config: TrainConfig) -> None:

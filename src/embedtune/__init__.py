@@ -14,23 +14,29 @@ if TYPE_CHECKING:
         TrainConfig,
         TrainingConfig,
     )
+    from embedtune.data.prepare import Splits, prepare, write_splits
     from embedtune.errors import EmbedtuneError, RunError, TrainingInterrupted, UserError
+    from embedtune.evaluation.run import compare
     from embedtune.inference import encode_file, evaluate_models
-    from embedtune.models.adapters import attach_lora
+    from embedtune.models.adapters import attach_adapter, make_trainable, trainable_parameters
     from embedtune.models.encoder import Encoder
     from embedtune.models.load import load_encoder
     from embedtune.pipeline import train
+    from embedtune.stages import build_trainer, evaluate, held_out_task, tokenize
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "config": ("AdapterConfig", "DataConfig", "ModelConfig", "OutputConfig", "TrainConfig", "TrainingConfig"),
+    "data.prepare": ("Splits", "prepare", "write_splits"),
     "errors": ("EmbedtuneError", "RunError", "TrainingInterrupted", "UserError"),
+    "evaluation.run": ("compare",),
     "inference": ("encode_file", "evaluate_models"),
-    "models.adapters": ("attach_lora",),
+    "models.adapters": ("attach_adapter", "make_trainable", "trainable_parameters"),
     "models.encoder": ("Encoder",),
     "models.load": ("load_encoder",),
     "pipeline": ("train",),
+    "stages": ("build_trainer", "evaluate", "held_out_task", "tokenize"),
 }
 """Where the public names live; imported on first use, so that `import embedtune` is instant."""
 
@@ -42,16 +48,26 @@ __all__ = [
     "ModelConfig",
     "OutputConfig",
     "RunError",
+    "Splits",
     "TrainConfig",
     "TrainingConfig",
     "TrainingInterrupted",
     "UserError",
     "__version__",
-    "attach_lora",
+    "attach_adapter",
+    "build_trainer",
+    "compare",
     "encode_file",
+    "evaluate",
     "evaluate_models",
+    "held_out_task",
     "load_encoder",
+    "make_trainable",
+    "prepare",
+    "tokenize",
     "train",
+    "trainable_parameters",
+    "write_splits",
 ]
 
 

@@ -82,42 +82,118 @@ class ModelConfig:
     """Arithmetic of the encoder; auto takes bf16 where the hardware is faster with it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes CUDA where there is any."""
+    memory: Literal["auto", "low"] = "auto"
+    """With 4-bit weights, low keeps no dequantised copy of them, and the base model too is measured in 4 bits."""
+    query_prompt: str | None = None
+    """Text before every query, in training, evaluation and encoding; the model's own if not given."""
+    passage_prompt: str | None = None
+    """Text before every passage, likewise."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
     def __post_init__(self) -> None:
         _require_choice(self, "precision")
         _require_choice(self, "device")
+        _require_choice(self, "memory")
         if self.max_length is not None:
             _require(self.max_length >= 8, "max-length", self.max_length, "8 or more tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The LoRA adapter."""
+    """What is trained."""
 
-    method: Literal["lora"] = "lora"
-    """What is trained: a LoRA adapter on all linear layers of the encoder."""
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """A LoRA adapter; one on a base in 4 bits (NF4); or the encoder's own weights."""
     rank: int = 16
     """Rank of the adapter's update."""
     alpha: float = 32.0
     """The update is scaled by alpha / rank."""
     dropout: float = 0.0
     """Probability of dropping an input feature of the adapter; the base's own dropout is off."""
+    rslora: bool = False
+    """Scale the update by alpha / sqrt(rank) instead (rsLoRA)."""
+    dora: bool = False
+    """Train the size of each output's weights apart from their direction (DoRA); slower."""
+    init: Literal["default", "gaussian", "pissa", "loftq"] = "default"
+    """How the adapter starts: without effect, likewise with Gaussian noise, from the weights' main directions (PiSSA),
+    or as a correction of the 4-bit error (LoftQ, for qlora)."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter: all-linear, ends of names such as query, or regular expressions for whole names."""
+    exclude_modules: tuple[str, ...] = ()
+    """Modules among those that get none, named in the same way."""
+    layers_to_transform: tuple[int, ...] = ()
+    """Transformer layers that are trained, counted from 0; all if not given."""
+    last_layers: int | None = None
+    """Train the last so many transformer layers only."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases that are trained too: all of the encoder's, or those of the layers with an adapter."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained in full beside the adapter and saved with it, such as LayerNorm."""
+    start_adapter: str | None = None
+    """Folder of a LoRA adapter in PEFT's format to go on training; its own settings are kept."""
+    merge_into: Literal["quantised", "original"] = "quantised"
+    """Weights that a qlora adapter is merged into: those it was trained on, or the original ones."""
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether parameters of the base itself are trained."""
+        return self.method == "full" or self.bias != "none" or bool(self.modules_to_save)
 
     def __post_init__(self) -> None:
-        _require_choice(self, "method")
+        for name in ("method", "init", "bias", "merge_into"):
+            _require_choice(self, name)
         _require(self.rank >= 1, "rank", self.rank, "1 or more")
         _require(self.alpha > 0, "alpha", self.alpha, "a number above 0")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 up to, but not, 1")
+        _require(bool(self.target_modules), "target-modules", "empty", "all-linear or names of modules")
+        _require(
+            all(n >= 0 for n in self.layers_to_transform), "layers-to-transform", self.layers_to_transform, "0 or more"
+        )
+        if self.last_layers is not None:
+            _require(self.last_layers >= 1, "last-layers", self.last_layers, "1 or more")
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        shaping = "rank alpha dropout rslora dora init target_modules exclude_modules bias modules_to_save"
+        shaped = tuple(shaping.split())
+        if self.method == "full":
+            self._refuse((*shaped, "start_adapter"), "--method full trains the weights themselves, without an adapter")
+        if self.start_adapter is not None:
+            layers = ("layers_to_transform", "last_layers")
+            self._refuse((*shaped, *layers), "--start-adapter goes on with an adapter as it is")
+        if self.method != "qlora":
+            self._refuse(("merge_into",), f"--method {self.method} has no 4-bit weights to merge into")
+        if self.last_layers is not None:
+            self._refuse(("layers_to_transform",), "--last-layers says which layers are trained")
+        if self.dora and self.init in ("pissa", "loftq"):
+            raise ConfigError(f"--init {self.init} and --dora both redefine the weights.\nLeave one of them out.")
+        if self.init == "loftq" and self.method != "qlora":
+            raise ConfigError(
+                f"--init loftq corrects the error of 4-bit weights, and --method {self.method} has none.\n"
+                "Type:  --method qlora --init loftq, or another --init."
+            )
+        if self.init == "pissa" and self.method == "qlora":
+            raise ConfigError(
+                "--init pissa takes the main directions out of the weights, which --method qlora holds in 4 bits.\n"
+                "Type:  --method qlora --init loftq, or --method lora --init pissa."
+            )
+
+    def _refuse(self, names: tuple[str, ...], reason: str) -> None:
+        """Raise if one of these options has another value than it has by default."""
+        for option in dataclasses.fields(self):
+            if option.name in names and getattr(self, option.name) != option.default:
+                raise ConfigError(f"{reason}; --{option.name.replace('_', '-')} would have no effect. Leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The loss, the optimiser and the steps."""
 
-    lr: float = 2e-3
-    """Peak learning rate. LoRA on small encoders wants ten to twenty times what full fine-tuning does."""
+    lr: float | None = None
+    """Peak learning rate; 2e-3 for adapters and 1e-4 for full fine-tuning if not given."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or bitsandbytes' AdamW with moments in 8 bits."""
     batch_size: int | None = None
     """Pairs in a contrastive batch; every other passage in it is a negative. Fewer for few pairs if not given."""
     epochs: float = 2.0
@@ -132,6 +208,8 @@ class TrainingConfig:
     """Share of the steps in which the learning rate rises to its peak, from 0 up to 1."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations: less memory, a third slower."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
     scale: float = 20.0
@@ -151,7 +229,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require_choice(self, "schedule")
-        _require(self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
+        _require_choice(self, "optimizer")
+        _require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
         if self.batch_size is not None:
             _require(self.batch_size >= 2, "batch-size", self.batch_size, "2 or more pairs")
         _require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
@@ -189,6 +268,13 @@ class TrainConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.memory == "low" and self.adapter.method != "qlora":
+            raise ConfigError(
+                f"--memory low is about 4-bit weights, and --method {self.adapter.method} has none.\n"
+                "Type:  --method qlora --memory low, or try --gradient-checkpointing."
+            )
 
 
 Section = TypeVar("Section")
@@ -254,12 +340,16 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
             return float(value)
         if option is Path and isinstance(value, str):
             return Path(value)
-        if typing.get_origin(option) is tuple and isinstance(value, list):
+        if typing.get_origin(option) is tuple and _is_list_of(typing.get_args(option)[0], value):
             return tuple(value)
         if typing.get_origin(option) is Literal or (isinstance(option, type) and type(value) is option):
             return value
     expected = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
     raise ConfigError(f"{where}: got {value!r}, expected {expected}.")
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
 def _plain(value: Any) -> Any:

@@ -54,14 +54,14 @@ def evaluate_models(
     if out is not None and not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
     collection, task, dropped = _test_collection(data)
-    encoder, precision = stages.load(model, reporter)
+    encoder = stages.load(model, reporter)
     texts = stages.tokenize(encoder, collection, reporter)
-    evaluations = {"model": stages.evaluate(encoder, task, texts, reporter, model.base)}
+    evaluations = {"model": stages.evaluate(encoder, task, texts, reporter, label=model.base)}
     delta = {}
     if against is not None:
-        second, _ = stages.load(replace(model, base=against), reporter)
+        second = stages.load(replace(model, base=against), reporter)
         texts = stages.tokenize(second, collection, reporter)
-        evaluations["against"] = stages.evaluate(second, task, texts, reporter, against)
+        evaluations["against"] = stages.evaluate(second, task, texts, reporter, label=against)
         delta = compare(evaluations["against"], evaluations["model"], seed=seed)
     evaluations["bm25"] = evaluate_bm25(task, collection)
     results = build_results(
@@ -75,7 +75,7 @@ def evaluate_models(
             "corpus_passages": len(task.passage_ids),
             "dropped": dropped,
         },
-        environment=environment(encoder.device, precision),
+        environment=environment(encoder.device, encoder.source.precision),
     )
     if out is not None:
         write_json(out, results)
@@ -113,9 +113,9 @@ def encode_file(
     if not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
     texts = _texts(read_passages(source, column=column), source)
-    encoder, _ = stages.load(model, reporter)
+    encoder = stages.load(model, reporter)
     with reporter.counting("encoding", len(texts)) as advance:
-        embeddings_NE = encoder.encode(encoder.tokenize(texts, role), on_progress=advance)
+        embeddings_NE = encoder.embed_all(encoder.token_table(texts, role), on_progress=advance)
     _write_vectors(out, texts, embeddings_NE)
     return len(texts), embeddings_NE.shape[1]
 

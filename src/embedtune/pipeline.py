@@ -6,27 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import PeftModel
+from torch import Tensor
 
 from embedtune import stages
 from embedtune.config import TrainConfig, to_toml
-from embedtune.data.collection import Collection, IdArray
+from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits, prepare, write_splits
-from embedtune.evaluation.run import RetrievalTask, compare, evaluate_bm25, retrieval_task
+from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_bm25
 from embedtune.export.run_folder import RunFolder, write_json, write_text
-from embedtune.export.sentence_transformers import check_saved, save_adapter, save_merged
+from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
 from embedtune.kernels.allocator import keep_freed_memory
-from embedtune.models.adapters import attach_lora, trainable_parameters
+from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
-from embedtune.models.hardware import PrecisionName, peak_memory_bytes
+from embedtune.models.hardware import peak_memory_bytes
+from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
-from embedtune.training.checkpoint import Checkpoints, Progress
-from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Trainer
+from embedtune.training.checkpoint import Progress
+from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
 
 TEXTS_CHECKED = 64
@@ -55,29 +54,37 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Data")
     splits = prepare(config.data, seed=seed)
-    plan = make_plan(config.training, len(splits.train))
+    plan = make_plan(config.training, len(splits.train), method=config.adapter.method)
     _report_splits(splits, reporter)
 
     reporter.stage("Base model")
     keep_freed_memory()
-    encoder, precision = stages.load(config.model, reporter)
-    config = _resolve(config, plan, encoder, precision)
+    low_memory = config.model.memory == "low"
+    encoder = stages.load(config.model, reporter, four_bit=low_memory, master_weights=config.adapter.trains_weights)
+    check_trainable(encoder, config.adapter)
+    if config.training.optimizer == "adamw8bit":
+        check_8bit(encoder.device)
+    config = _resolve(config, plan, encoder)
+    texts = stages.tokenize(encoder, splits.collection, reporter)
+    test = stages.held_out_task(splits)
+    bm25 = evaluate_bm25(test, splits.collection)
+    base = stages.evaluate(encoder, test, texts, reporter, label="base model on the test set")
+
+    reporter.stage("Training")
+    quantization = _make_trainable(encoder, config, reporter)
+    # Nothing is written until all that can be wrong with the input has been looked at.
     folder.create()
     write_text(folder.config, to_toml(config))
     write_splits(splits, folder.splits)
-    texts = stages.tokenize(encoder, splits.collection, reporter)
-    test = retrieval_task(splits.collection, splits.test.query_ids, np.arange(len(splits.collection.passages)))
-    bm25 = evaluate_bm25(test, splits.collection)
-    base = stages.evaluate(encoder, test, texts, reporter, "base model on the test set")
-
-    reporter.stage("Training")
-    adapted = _attach(encoder, config, reporter)
-    trainer = _trainer(encoder, splits, texts, config, plan, folder, reporter)
+    trainer = stages.build_trainer(
+        encoder, splits, texts, config.training, plan=plan, seed=seed, out=folder.root, reporter=reporter
+    )
     progress = trainer.run(resume=resume)
 
     reporter.stage("Test")
-    tuned = stages.evaluate(encoder, test, texts, reporter, "tuned model on the test set")
-    _save(adapted, encoder, config, splits.collection, folder, reporter)
+    trained = stages.evaluate(encoder, test, texts, reporter, label="tuned model on the test set")
+    cosines_N = _save(encoder, config, splits.collection, folder, reporter)
+    tuned, merge = _merged_into_original(config, folder, test, texts, trained, cosines_N, reporter)
     results = build_results(
         base_model=config.model.base,
         seed=seed,
@@ -86,23 +93,25 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         method=config.adapter.method,
         data=_data_facts(splits, test),
         train=_train_facts(progress, plan, config.training.metric, encoder),
-        environment=environment(encoder.device, precision),
+        environment=environment(encoder.device, encoder.source.precision),
+        **quantization,
+        **merge,
     )
     write_json(folder.results, results)
     write_text(folder.report, build_html(results, folder.root))
     return results
 
 
-def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder, precision: PrecisionName) -> TrainConfig:
+def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
     """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run."""
-    training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps)
-    model = replace(config.model, max_length=encoder.max_length, precision=precision)
+    training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps, lr=plan.lr)
     sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus")}
     return replace(
         config,
         data=replace(config.data, **sources),
         training=training,
-        model=replace(model, base=_absolute(model.base)),
+        model=replace(encoder.source, base=_absolute(config.model.base)),
+        adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),
     )
 
@@ -125,79 +134,72 @@ def _report_splits(splits: Splits, reporter: Reporter) -> None:
         reporter.note("not used: " + ", ".join(dropped))
 
 
-def _attach(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> PeftModel:
+def _make_trainable(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> dict[str, Any]:
+    """Free or attach what is trained; returns what the results say of 4-bit weights, if there are any."""
     torch.manual_seed(config.output.seed)
-    adapter = config.adapter
-    adapted = attach_lora(encoder, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout)
-    trainable, total = trainable_parameters(adapted)
+    facts = {}
+    if config.adapter.method == "qlora":
+        from embedtune.models.quantize import describe, quantize  # needs bitsandbytes
+
+        low_memory = config.model.memory == "low"
+        if not low_memory:
+            reporter.note(quantize(encoder, low_memory=False))
+        facts = {"quantization": {**describe(encoder), "base_measured_in_4_bits": low_memory}}
+    make_trainable(encoder, config.adapter)
+    if config.training.gradient_checkpointing:
+        layers = recompute_layers(encoder.backbone)
+        reporter.note(f"activations of {layers} layers are computed again in the backward pass")
+    trainable, total = trainable_parameters(encoder)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
-    return adapted
-
-
-def _trainer(
-    encoder: Encoder,
-    splits: Splits,
-    texts: stages.Texts,
-    config: TrainConfig,
-    plan: Plan,
-    folder: RunFolder,
-    reporter: Reporter,
-) -> Trainer:
-    training = config.training
-    objective = ContrastiveObjective(
-        encoder=encoder,
-        pairs=splits.train,
-        qrels=splits.collection.qrels,
-        query_tokens=texts.queries,
-        passage_tokens=texts.passages,
-        scale=training.scale,
-        both_directions=training.both_directions,
-    )
-    dev = retrieval_task(
-        splits.collection, splits.dev.query_ids, _dev_corpus(splits, training.dev_corpus, config.output.seed)
-    )
-    accumulated = f", {training.accumulate} accumulated a step" if training.accumulate > 1 else ""
-    reporter.note(
-        f"{plan.steps:,} steps of {plan.batch_size} pairs ({plan.batch_size - 1} in-batch negatives each"
-        f"{accumulated}), learning rate {training.lr:g} after {plan.warmup_steps} warm-up steps, "
-        f"dev {training.metric} every {plan.eval_steps} steps among {len(dev.passage_ids):,} passages"
-    )
-    return Trainer(
-        model=encoder,
-        objective=objective,
-        evaluate=lambda: stages.evaluate(encoder, dev, texts, SilentReporter(), "dev set").means,
-        pairs=splits.train,
-        config=training,
-        plan=plan,
-        seed=config.output.seed,
-        checkpoints=Checkpoints(folder.checkpoints, keep_last=training.keep_last),
-        log_folder=folder.root,
-        reporter=reporter,
-        mixed_precision="fp16" if config.model.precision == "fp16" else "no",
-    )
-
-
-def _dev_corpus(splits: Splits, size: int, seed: int) -> IdArray:
-    """The dev passages, filled up to `size` with training passages so that the search is not too easy."""
-    dev = np.unique(splits.dev.passage_ids)
-    others = np.setdiff1d(splits.train.passage_ids, dev)
-    wanted = min(max(0, size - len(dev)), len(others))
-    return np.concatenate([dev, np.random.default_rng(seed).choice(others, wanted, replace=False)])
+    return facts
 
 
 def _save(
-    adapted: PeftModel,
-    encoder: Encoder,
+    encoder: Encoder, config: TrainConfig, collection: Collection, folder: RunFolder, reporter: Reporter
+) -> Tensor:
+    """Adapter and merged model to disk, and the proof that what lies there is what was trained.
+
+    Returns:
+        The cosine similarity of what the saved and the trained model make of some passages.
+    """
+    into_original = config.adapter.merge_into == "original"
+    if encoder.adapter is not None:
+        save_adapter(encoder, folder.adapter)
+    save_merged(encoder, folder.model, into_original=into_original)
+    passages = collection.passages[:TEXTS_CHECKED]
+    if into_original:
+        return compare_saved(folder.model, encoder, passages)
+    cosines_N = check_saved(folder.model, encoder, passages)
+    worst = cosines_N.min().item()
+    reporter.note(f"the saved model, loaded again, agrees with the trained one: cosine at least {worst:.5f}")
+    return cosines_N
+
+
+def _merged_into_original(
     config: TrainConfig,
-    collection: Collection,
     folder: RunFolder,
+    test: RetrievalTask,
+    texts: stages.Texts,
+    trained: Evaluation,
+    cosines_N: Tensor,
     reporter: Reporter,
-) -> None:
-    """Adapter and merged model to disk, and the proof that what lies there is what was trained."""
-    save_adapter(adapted, folder.adapter, base=config.model.base)
-    save_merged(config.model, folder.adapter, folder.model)
-    cosine = check_saved(folder.model, encoder, collection.passages[:TEXTS_CHECKED])
-    reporter.note(f"the saved model, loaded again, agrees with the trained one: cosine at least {cosine:.5f}")
+) -> tuple[Evaluation, dict[str, Any]]:
+    """The evaluation of the saved model, and what merging into other weights than those trained on has cost."""
+    if config.adapter.merge_into != "original":
+        return trained, {}
+    saved = stages.load(replace(config.model, base=str(folder.model), revision=None), SilentReporter())
+    tuned = stages.evaluate(saved, test, texts, reporter, label="saved model on the test set")
+    metric = config.training.metric
+    reporter.note(
+        f"merged into the original weights: {metric} {trained.means[metric]:.4f} became {tuned.means[metric]:.4f}, "
+        f"cosine to the trained embeddings at least {cosines_N.min():.4f}"
+    )
+    facts = {
+        "into": "original",
+        "trained": trained.means,
+        "cosine": {"min": cosines_N.min().item(), "mean": cosines_N.mean().item()},
+    }
+    return tuned, {"merge": facts}
 
 
 def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:

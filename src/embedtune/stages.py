@@ -1,17 +1,24 @@
-"""Stages that a training run shares with measuring and encoding: load, tokenise, evaluate."""
+"""What runs are made of: load, tokenise, evaluate, train. The command line and Python share these calls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from embedtune.config import ModelConfig
+import numpy as np
+
+from embedtune.config import ModelConfig, TrainingConfig
 from embedtune.data.collection import Collection
+from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
-from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings
+from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
 from embedtune.models.encoder import Encoder
-from embedtune.models.hardware import PrecisionName, choose_device, choose_precision, torch_dtype
 from embedtune.models.load import load_encoder
-from embedtune.progress import Reporter
+from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.checkpoint import Checkpoints
+from embedtune.training.contrastive import ContrastiveObjective
+from embedtune.training.loop import Trainer
+from embedtune.training.plan import Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -22,38 +29,30 @@ class Texts:
     passages: TokenTable
 
 
-def load(model: ModelConfig, reporter: Reporter) -> tuple[Encoder, PrecisionName]:
-    """The encoder, and the precision that it computes in.
+def load(model: ModelConfig, reporter: Reporter, *, four_bit: bool = False, master_weights: bool = False) -> Encoder:
+    """The encoder, told about; arguments are those of `load_encoder`.
 
     Raises:
         ModelError: the model, the device or the precision can't be used.
     """
-    device = choose_device(model.device)
-    precision, reason = choose_precision(model.precision, device)
-    encoder = load_encoder(
-        model.base,
-        device=device,
-        dtype=torch_dtype(precision),
-        max_length=model.max_length,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
+    encoder = load_encoder(model, four_bit=four_bit, master_weights=master_weights)
     execution = "packed, nothing padded" if encoder.packed else "padded"
-    reporter.note(f"{model.base} on {device.type} in {precision} ({reason}); {execution}")
+    precision = f"{encoder.source.precision} ({encoder.precision_reason})"
+    reporter.note(f"{model.base} on {encoder.device.type} in {precision}; {execution}")
     if encoder.prompt("query") or encoder.prompt("passage"):
         reporter.note(f"prompts: query {encoder.prompt('query')!r}, passage {encoder.prompt('passage')!r}")
     for note in encoder.notes:
         reporter.warn(note)
-    return encoder, precision
+    return encoder
 
 
-def tokenize(encoder: Encoder, collection: Collection, reporter: Reporter) -> Texts:
+def tokenize(encoder: Encoder, collection: Collection, reporter: Reporter | None = None) -> Texts:
     """All queries and passages of the collection, each with its role's prompt."""
     texts = Texts(
-        queries=encoder.tokenize(collection.queries, "query"),
-        passages=encoder.tokenize(collection.passages, "passage"),
+        queries=encoder.token_table(collection.queries, "query"),
+        passages=encoder.token_table(collection.passages, "passage"),
     )
-    if texts.passages.truncated:
+    if texts.passages.truncated and reporter is not None:
         reporter.warn(
             f"{texts.passages.truncated:,} of {len(texts.passages):,} passages are longer than "
             f"{encoder.max_length} tokens; what lies behind is not read (--max-length)"
@@ -61,9 +60,85 @@ def tokenize(encoder: Encoder, collection: Collection, reporter: Reporter) -> Te
     return texts
 
 
-def evaluate(encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter, label: str) -> Evaluation:
+def held_out_task(splits: Splits) -> RetrievalTask:
+    """The questions of the test split, asked of every passage there is."""
+    return retrieval_task(splits.collection, splits.test.query_ids, np.arange(len(splits.collection.passages)))
+
+
+def dev_task(splits: Splits, *, size: int, seed: int) -> RetrievalTask:
+    """The questions of the dev split, asked of its passages and of as many others as make up `size`.
+
+    Without the others the search would be too easy; with all of them it would take longer than the training between.
+    """
+    dev = np.unique(splits.dev.passage_ids)
+    others = np.setdiff1d(splits.train.passage_ids, dev)
+    wanted = min(max(0, size - len(dev)), len(others))
+    corpus = np.concatenate([dev, np.random.default_rng(seed).choice(others, wanted, replace=False)])
+    return retrieval_task(splits.collection, splits.dev.query_ids, corpus)
+
+
+def evaluate(
+    encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter | None = None, *, label: str = "evaluation"
+) -> Evaluation:
     """Embed the task's queries and corpus, search, and score."""
+    reporter = reporter or SilentReporter()
     with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
-        queries_QE = encoder.encode(texts.queries, task.query_ids, on_progress=advance)
-        corpus_DE = encoder.encode(texts.passages, task.passage_ids, on_progress=advance)
+        queries_QE = encoder.embed_all(texts.queries, task.query_ids, on_progress=advance)
+        corpus_DE = encoder.embed_all(texts.passages, task.passage_ids, on_progress=advance)
     return evaluate_embeddings(task, queries_QE, corpus_DE)
+
+
+def build_trainer(
+    encoder: Encoder,
+    splits: Splits,
+    texts: Texts,
+    config: TrainingConfig,
+    *,
+    out: Path,
+    plan: Plan | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Trainer:
+    """The trainer of a run: contrastive loss on the training split, checkpoints chosen on the dev split.
+
+    Args:
+        encoder: with what is to be trained made trainable.
+        splits: from `prepare`.
+        texts: the splits' texts, from `tokenize`.
+        config: loss, optimiser and steps.
+        out: folder for `checkpoints/` and `tensorboard/`.
+        plan: what `config` comes to; derived if not given.
+        seed: of the data order.
+        reporter: is told how it goes.
+    """
+    reporter = reporter or SilentReporter()
+    plan = plan or make_plan(config, len(splits.train), method="full" if encoder.adapter is None else "lora")
+    objective = ContrastiveObjective(
+        encoder=encoder,
+        pairs=splits.train,
+        qrels=splits.collection.qrels,
+        query_tokens=texts.queries,
+        passage_tokens=texts.passages,
+        scale=config.scale,
+        both_directions=config.both_directions,
+    )
+    dev = dev_task(splits, size=config.dev_corpus, seed=seed)
+    accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
+    reporter.note(
+        f"{plan.steps:,} steps of {plan.batch_size} pairs ({plan.batch_size - 1} in-batch negatives each"
+        f"{accumulated}), learning rate {plan.lr:g} after {plan.warmup_steps} warm-up steps, "
+        f"dev {config.metric} every {plan.eval_steps} steps among {len(dev.passage_ids):,} passages"
+    )
+    return Trainer(
+        model=encoder,
+        objective=objective,
+        evaluate=lambda: evaluate(encoder, dev, texts).means,
+        pairs=splits.train,
+        config=config,
+        plan=plan,
+        seed=seed,
+        checkpoints=Checkpoints(out / "checkpoints", keep_last=config.keep_last),
+        log_folder=out,
+        reporter=reporter,
+        mixed_precision="fp16" if encoder.source.precision == "fp16" else "no",
+    )

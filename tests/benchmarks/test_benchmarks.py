@@ -5,7 +5,6 @@ The sides run in this process, on a tiny model without dropout; `python -m bench
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,16 +28,6 @@ BATCH, STEPS = 8, 3
 
 needs_no_warnings = pytest.mark.filterwarnings("ignore")
 """Sentence Transformers' trainer warns of things in the libraries under it."""
-
-
-@pytest.fixture(scope="module")
-def pairs_file(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -> Path:
-    """A hundred pairs, the first two of them with the same passage."""
-    passages = [sentences[201], *sentences[201:300]]
-    rows = [{"anchor": a, "positive": p} for a, p in zip(sentences[:100], passages, strict=True)]
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +84,8 @@ def test_the_sides_agree_before_training_and_after(job: TrainJob, tmp_path: Path
     one, other = ours.time_train("embedtune-fp32", job), peer.time_train("st-fp32", job)
     assert len(one.step_seconds) == len(other.step_seconds) == STEPS
     assert one.mean_loss == pytest.approx(other.mean_loss, rel=1e-4)
-    assert all(m.peak_bytes >= m.loaded_bytes > 0 for m in (one, other))
+    # Linux counts resident memory in batches of pages, and some may be given back after it was read.
+    assert all(m.peak_bytes > 0.9 * m.loaded_bytes > 0 for m in (one, other))
 
 
 @needs_no_warnings
@@ -181,7 +171,7 @@ def test_operations_are_counted_as_documented(base: Path, load: Callable[..., En
     assert training_flops(encoder.backbone, np.array([3, 4]), rank=2) == expected
 
     work = count_work(encoder, [[("ba", "nop nop"), ("ba", "nop nop")]], rank=2)
-    texts = encoder.sentence_transformer.tokenizer(["ba", "nop nop"]).input_ids
+    texts = encoder.tokenizer(["ba", "nop nop"]).input_ids
     assert (work.pairs, work.tokens, work.padding) == (2, 2 * sum(map(len, texts)), 0)
 
 

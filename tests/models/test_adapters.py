@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from embedtune.models.adapters import attach_lora, fuse_lora, trainable_parameters
+from embedtune.config import AdapterConfig
+from embedtune.models.adapters import attach_adapter, fuse_lora, trainable_parameters
 from embedtune.models.encoder import Encoder
 
 
@@ -26,8 +27,8 @@ def unfuse(adapted: nn.Module) -> None:
 
 
 def embed(encoder: Encoder, texts: Sequence[str]) -> Tensor:
-    tokens = encoder.tokenize(texts, "passage")
-    embeddings_BE: Tensor = encoder([tokens[index] for index in range(len(tokens))])
+    tokens = encoder.token_table(texts, "passage")
+    embeddings_BE: Tensor = encoder.embed([tokens[index] for index in range(len(tokens))])
     return embeddings_BE
 
 
@@ -63,7 +64,7 @@ def test_fused_layers_are_pefts(
 def test_a_new_adapter_changes_nothing(st_folder: Path, sentences: list[str], load: Callable[..., Encoder]) -> None:
     encoder = load(st_folder)
     before_BE = embed(encoder, sentences[:20])
-    attach_lora(encoder, rank=4, alpha=8, dropout=0.0)
+    attach_adapter(encoder, AdapterConfig(rank=4, alpha=8, dropout=0.0))
     torch.testing.assert_close(embed(encoder, sentences[:20]), before_BE, atol=1e-6, rtol=0)
 
 
@@ -86,7 +87,7 @@ def test_how_much_is_trained(st_folder: Path, load: Callable[..., Encoder]) -> N
     encoder = load(st_folder)
     total = sum(parameter.numel() for parameter in encoder.parameters())
     assert trainable_parameters(encoder) == (0, total)
-    adapted = attach_lora(encoder, rank=4, alpha=8, dropout=0.0)
+    adapted = attach_adapter(encoder, AdapterConfig(rank=4, alpha=8, dropout=0.0))
     # Two layers of query, key, value and output, 32 to 32, and two feed-forward matrices between 32 and 64.
     added = 2 * (4 * 4 * (32 + 32) + 2 * 4 * (32 + 64))
     assert trainable_parameters(adapted) == (added, total + added)
@@ -97,7 +98,7 @@ def test_how_much_is_trained(st_folder: Path, load: Callable[..., Encoder]) -> N
 
 def test_the_adapter_is_kept_in_fp32(st_folder: Path, load: Callable[..., Encoder]) -> None:
     """Small updates would be lost in bf16."""
-    adapted = attach_lora(load(st_folder, dtype=torch.bfloat16), rank=4, alpha=8, dropout=0.0)
+    adapted = attach_adapter(load(st_folder, precision="bf16"), AdapterConfig(rank=4, alpha=8, dropout=0.0))
     assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
 
 

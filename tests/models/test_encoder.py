@@ -31,7 +31,7 @@ def test_each_role_gets_its_prompt(
     encoder, model = load(st_folder), plain(st_folder)
     texts = sentences[:40]
     encode = model.encode_query if role == "query" else model.encode_document
-    embeddings_NE = encoder.encode(encoder.tokenize(texts, role))  # type: ignore[arg-type]
+    embeddings_NE = encoder.embed_all(encoder.token_table(texts, role))  # type: ignore[arg-type]
     assert_close(embeddings_NE, encode(texts, convert_to_tensor=True))
     assert (embeddings_NE - model.encode(texts, convert_to_tensor=True)).abs().max() > 1e-2
 
@@ -75,7 +75,7 @@ def test_the_folders_pooling_is_kept(
     assert encoder.embedding_size == (64 if isinstance(pooling, list) else 32)
     texts = [*sentences[:30], ""]
     assert_close(
-        encoder.encode(encoder.tokenize(texts, "passage")), plain(folder).encode(texts, convert_to_tensor=True)
+        encoder.embed_all(encoder.token_table(texts, "passage")), plain(folder).encode(texts, convert_to_tensor=True)
     )
 
 
@@ -84,7 +84,7 @@ def test_embeddings_are_normalised_even_if_the_folder_does_not(
 ) -> None:
     folder = make_st_folder(bare_folder, normalize=False)
     encoder = load(folder)
-    embeddings_NE = encoder.encode(encoder.tokenize(sentences[:5], "passage"))
+    embeddings_NE = encoder.embed_all(encoder.token_table(sentences[:5], "passage"))
     torch.testing.assert_close(embeddings_NE.norm(dim=1), torch.ones(5))
     plain_NE = plain(folder).encode(sentences[:5], convert_to_tensor=True)
     assert (plain_NE.norm(dim=1) - 1).abs().max() > 0.1
@@ -105,10 +105,10 @@ def test_text_is_read_up_to_max_length(st_folder: Path, sentences: list[str], lo
     for max_length in (16, 64):
         encoder = load(st_folder, max_length=max_length)
         assert encoder.max_length == max_length
-        tokens = encoder.tokenize([text], "query")
+        tokens = encoder.token_table([text], "query")
         assert tokens.lengths_N.tolist() == [max_length]
         assert tokens.truncated == 1
-        embeddings.append(encoder.encode(tokens))
+        embeddings.append(encoder.embed_all(tokens))
         model = plain(st_folder)
         model.max_seq_length = max_length
         assert_close(embeddings[-1], model.encode_query([text], convert_to_tensor=True))
@@ -122,9 +122,9 @@ def test_an_empty_text_has_an_embedding(
     from transformers import BertConfig
 
     encoder = load(make_checkpoint(BertConfig(**bert_config), template=None))
-    tokens = encoder.tokenize(["bador", "", "bador"], "passage")
+    tokens = encoder.token_table(["bador", "", "bador"], "passage")
     assert (tokens.lengths_N >= 1).all()
-    embeddings_NE = encoder.encode(tokens)
+    embeddings_NE = encoder.embed_all(tokens)
     assert embeddings_NE.isfinite().all()
     assert_close(embeddings_NE[0], embeddings_NE[2])
 
@@ -134,14 +134,14 @@ def test_order_and_choice_of_texts(
 ) -> None:
     """Whatever the batches are cut into."""
     encoder = load(st_folder)
-    tokens = encoder.tokenize(sentences[:60], "passage")
-    whole_NE = encoder.encode(tokens)
+    tokens = encoder.token_table(sentences[:60], "passage")
+    whole_NE = encoder.embed_all(tokens)
     for packed in (True, False):
         encoder.packed = packed
         monkeypatch.setitem(embedtune.models.encoder.TOKENS_PER_FORWARD, "cpu", 50)
         done: list[int] = []
         chosen = [40, 3, 3, 59, 0, *range(60)]
-        embeddings_NE = encoder.encode(tokens, chosen, on_progress=done.append)
+        embeddings_NE = encoder.embed_all(tokens, chosen, on_progress=done.append)
         assert_close(embeddings_NE, whole_NE[chosen])
         assert sum(done) == len(chosen)
         assert len(done) > 10
@@ -151,15 +151,15 @@ def test_a_text_longer_than_a_whole_forward(
     st_folder: Path, sentences: list[str], load: Callable[..., Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load(st_folder)
-    tokens = encoder.tokenize([" ".join(sentences[:20]), "bador", "sholat"], "passage")
-    expected_NE = encoder.encode(tokens)
+    tokens = encoder.token_table([" ".join(sentences[:20]), "bador", "sholat"], "passage")
+    expected_NE = encoder.embed_all(tokens)
     monkeypatch.setitem(embedtune.models.encoder.TOKENS_PER_FORWARD, "cpu", 10)
-    assert_close(encoder.encode(tokens), expected_NE)
+    assert_close(encoder.embed_all(tokens), expected_NE)
 
 
 def test_no_texts(st_folder: Path, load: Callable[..., Encoder]) -> None:
     encoder = load(st_folder)
-    assert encoder.encode(encoder.tokenize([], "passage")).shape == (0, 32)
+    assert encoder.embed_all(encoder.token_table([], "passage")).shape == (0, 32)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -167,28 +167,28 @@ def test_encode_leaves_the_mode_as_it_was(
     training: bool, st_folder: Path, sentences: list[str], load: Callable[..., Encoder]
 ) -> None:
     encoder = load(st_folder)
-    tokens = encoder.tokenize(sentences[:5], "passage")
-    expected_NE = encoder.encode(tokens)
+    tokens = encoder.token_table(sentences[:5], "passage")
+    expected_NE = encoder.embed_all(tokens)
     encoder.train(training)
-    assert_close(encoder.encode(tokens), expected_NE)
+    assert_close(encoder.embed_all(tokens), expected_NE)
     assert encoder.training is training
 
 
 def test_bf16_is_close_to_fp32(st_folder: Path, sentences: list[str], load: Callable[..., Encoder]) -> None:
     embeddings = []
-    for dtype in (torch.float32, torch.bfloat16):
-        encoder = load(st_folder, dtype=dtype)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        encoder = load(st_folder, precision=precision)
         assert encoder.packed
         assert encoder.backbone.dtype == dtype
-        embeddings.append(encoder.encode(encoder.tokenize(sentences[:40], "passage")))
+        embeddings.append(encoder.embed_all(encoder.token_table(sentences[:40], "passage")))
     assert embeddings[1].dtype == torch.float32
     assert torch.cosine_similarity(embeddings[0], embeddings[1]).min() > 0.998
     torch.testing.assert_close(embeddings[1].norm(dim=1), torch.ones(40))
 
 
 def forward(encoder: Encoder, texts: Sequence[str]) -> Tensor:
-    tokens = encoder.tokenize(texts, "passage")
-    return encoder([tokens[index] for index in range(len(tokens))]).detach()  # type: ignore[no-any-return]
+    tokens = encoder.token_table(texts, "passage")
+    return encoder.embed([tokens[index] for index in range(len(tokens))]).detach()
 
 
 def test_the_base_trains_without_dropout(
@@ -209,5 +209,5 @@ def test_a_packed_encoder_takes_padded_batches_too(
     """As Sentence Transformers' own methods hand them to its backbone."""
     encoder = load(st_folder)
     assert encoder.packed
-    through_st_NE = encoder.sentence_transformer.encode(sentences[:20], convert_to_tensor=True)
+    through_st_NE = encoder.encode(sentences[:20], convert_to_tensor=True)
     assert_close(through_st_NE, plain(st_folder).encode(sentences[:20], convert_to_tensor=True))

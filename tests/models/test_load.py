@@ -13,7 +13,6 @@ from sentence_transformers import SentenceTransformer
 
 from embedtune.errors import ModelError
 from embedtune.models.encoder import Encoder
-from embedtune.models.load import load_encoder
 
 CPU = torch.device("cpu")
 
@@ -24,7 +23,7 @@ def test_a_bare_checkpoint_gets_mean_pooling_and_normalisation(
     encoder = load(bare_folder)
     assert encoder.notes == ["a bare checkpoint: mean pooling and normalisation were added"]
     complete = SentenceTransformer(str(make_st_folder(bare_folder, pooling="mean", normalize=True)), device="cpu")
-    embeddings_NE = encoder.encode(encoder.tokenize(sentences[:30], "passage"))
+    embeddings_NE = encoder.embed_all(encoder.token_table(sentences[:30], "passage"))
     torch.testing.assert_close(
         embeddings_NE, complete.encode(sentences[:30], convert_to_tensor=True), atol=1e-5, rtol=0
     )
@@ -42,7 +41,7 @@ def test_another_similarity_is_replaced_and_said(
 ) -> None:
     encoder = load(make_st_folder(bare_folder, similarity_fn_name="dot"))
     assert encoder.notes == ["the base compares by dot; here cosine similarity is used and saved"]
-    assert encoder.sentence_transformer.similarity_fn_name == "cosine"
+    assert encoder.similarity_fn_name == "cosine"
 
 
 def test_everything_is_frozen(st_folder: Path, load: Callable[..., Encoder]) -> None:
@@ -56,78 +55,80 @@ def test_a_home_folder_may_be_typed(
     assert load(Path("~") / st_folder.name).packed
 
 
-def test_missing_folder(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path, load: Callable[..., Encoder]) -> None:
     with pytest.raises(ModelError, match=r"missing' is not a model folder: it does not exist\.\nExpected a Hugging"):
-        load_encoder(str(tmp_path / "missing"), device=CPU)
+        load(str(tmp_path / "missing"))
 
 
 @pytest.mark.parametrize("model", ["./missing", "../missing/model", "a/b/c", "~/missing-model"])
-def test_what_looks_like_a_folder_is_not_looked_up(model: str) -> None:
+def test_what_looks_like_a_folder_is_not_looked_up(model: str, load: Callable[..., Encoder]) -> None:
     with pytest.raises(ModelError, match="is not a model folder: it does not exist"):
-        load_encoder(model, device=CPU)
+        load(model)
 
 
-def test_folder_without_a_model(tmp_path: Path) -> None:
+def test_folder_without_a_model(tmp_path: Path, load: Callable[..., Encoder]) -> None:
     (tmp_path / "notes.txt").write_text("no model here")
     with pytest.raises(ModelError, match=r"it holds no config\.json"):
-        load_encoder(str(tmp_path), device=CPU)
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize("config", ["{", "{}", '{"model_type": "no-such-model"}'])
-def test_folder_with_a_config_that_is_none(tmp_path: Path, config: str) -> None:
+def test_folder_with_a_config_that_is_none(tmp_path: Path, config: str, load: Callable[..., Encoder]) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ModelError, match=r"could not be loaded as a text encoder: .+\nExpected an encoder"):
-        load_encoder(str(tmp_path), device=CPU)
+        load(str(tmp_path))
 
 
-def test_folder_without_weights(tmp_path: Path, bare_folder: Path) -> None:
+def test_folder_without_weights(tmp_path: Path, bare_folder: Path, load: Callable[..., Encoder]) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((bare_folder / name).read_bytes())
     with pytest.raises(ModelError, match=r"could not be loaded as a text encoder: .*model\.safetensors"):
-        load_encoder(str(tmp_path), device=CPU)
+        load(str(tmp_path))
 
 
-def test_damaged_weights(tmp_path: Path, bare_folder: Path) -> None:
+def test_damaged_weights(tmp_path: Path, bare_folder: Path, load: Callable[..., Encoder]) -> None:
     for file in bare_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((bare_folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(ModelError, match="could not be loaded as a text encoder"):
-        load_encoder(str(tmp_path), device=CPU)
+        load(str(tmp_path))
 
 
-def test_encoder_decoder(make_checkpoint: Callable[..., Path]) -> None:
+def test_encoder_decoder(make_checkpoint: Callable[..., Path], load: Callable[..., Encoder]) -> None:
     from transformers import BartConfig
 
     config = BartConfig(vocab_size=200, d_model=32, encoder_layers=1, decoder_layers=1, max_position_embeddings=64)
     with pytest.raises(
         ModelError, match=r"is not a text encoder: it loads as BartModel\.\nExpected an encoder such as"
     ):
-        load_encoder(str(make_checkpoint(config)), device=CPU)
+        load(str(make_checkpoint(config)))
 
 
-def test_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, load: Callable[..., Encoder]) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"could not be loaded from the hub: .+\n(.|\n)*--base FOLDER"):
-        load_encoder("nobody/no-such-model", device=CPU)
+        load("nobody/no-such-model")
 
 
-def test_more_tokens_than_positions(bare_folder: Path) -> None:
+def test_more_tokens_than_positions(bare_folder: Path, load: Callable[..., Encoder]) -> None:
     with pytest.raises(ModelError, match=r"--max-length 65 is more than the model's 64 positions\.\nType:"):
-        load_encoder(str(bare_folder), device=CPU, max_length=65)
+        load(str(bare_folder), max_length=65)
 
 
-def test_positions_that_a_text_cannot_use(make_checkpoint: Callable[..., Path], bert_config: dict[str, Any]) -> None:
+def test_positions_that_a_text_cannot_use(
+    make_checkpoint: Callable[..., Path], bert_config: dict[str, Any], load: Callable[..., Encoder]
+) -> None:
     """RoBERTa counts positions from behind its padding id, so two of its 64 are no text's."""
     from transformers import RobertaConfig
 
     config = RobertaConfig(**bert_config, pad_token_id=1, type_vocab_size=1)
     folder = make_checkpoint(config, pad_id=1)
     with pytest.raises(ModelError, match="--max-length 63 is more than the model's 62 positions"):
-        load_encoder(str(folder), device=CPU, max_length=63)
-    encoder = load_encoder(str(folder), device=CPU, max_length=62)
-    tokens = encoder.tokenize(["bador " * 100], "passage")
+        load(str(folder), max_length=63)
+    encoder = load(str(folder), max_length=62)
+    tokens = encoder.token_table(["bador " * 100], "passage")
     assert tokens.lengths_N.tolist() == [62]
-    assert encoder.encode(tokens).isfinite().all()
+    assert encoder.embed_all(tokens).isfinite().all()
 
 
 def test_a_tokenizer_that_knows_no_maximum(
@@ -140,6 +141,6 @@ def test_a_tokenizer_that_knows_no_maximum(
     tokenizer.model_max_length = 10**30
     tokenizer.save_pretrained(tmp_path)
     encoder = load(tmp_path)
-    tokens = encoder.tokenize(["bador " * 200], "passage")
+    tokens = encoder.token_table(["bador " * 200], "passage")
     assert tokens.lengths_N.tolist() == [64]
-    assert encoder.encode(tokens).isfinite().all()
+    assert encoder.embed_all(tokens).isfinite().all()

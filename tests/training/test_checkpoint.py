@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,13 +20,14 @@ from embedtune.training.plan import make_plan
 Parts = tuple[Any, torch.optim.Optimizer, LRScheduler]
 
 
-def parts() -> Parts:
+def parts(optimizer_name: Literal["adamw", "adamw8bit"] = "adamw", width: int = 4) -> Parts:
     """What one process trains with; dropout makes the random state matter."""
     torch.manual_seed(0)
-    config = TrainingConfig(lr=0.1, max_steps=20)
-    model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Dropout(0.5), nn.Linear(4, 1))
-    optimizer = build_optimizer(model.parameters(), config)
-    return model, optimizer, build_scheduler(optimizer, config, make_plan(config, 100))
+    config = TrainingConfig(lr=0.1, max_steps=20, optimizer=optimizer_name)
+    model = nn.Sequential(nn.Linear(4, width).requires_grad_(False), nn.Dropout(0.5), nn.Linear(width, 1))
+    plan = make_plan(config, 100)
+    optimizer = build_optimizer(model.parameters(), config, plan)
+    return model, optimizer, build_scheduler(optimizer, config, plan)
 
 
 def step(parts: Parts, times: int = 1) -> None:
@@ -88,6 +89,22 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert all(torch.equal(one, other) for one, other in zip(tensors, restored[name], strict=True)), name
     step(second, 3)
     assert all(torch.equal(one, other) for one, other in zip(weights(second[0]), after, strict=True))
+
+
+def test_eight_bit_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    first = parts("adamw8bit", width=5_000)
+    step(first, 5)
+    assert torch.uint8 in {
+        tensor.dtype for tensor in first[1].state[first[0][2].weight].values() if torch.is_tensor(tensor)
+    }
+    checkpoints.save(*first, Progress(step=5))
+    step(first, 3)
+
+    second = parts("adamw8bit", width=5_000)
+    checkpoints.load(5, *second)
+    step(second, 3)
+    assert all(torch.equal(one, other) for one, other in zip(weights(second[0]), weights(first[0]), strict=True))
 
 
 def test_a_run_without_an_evaluation_yet(tmp_path: Path) -> None:

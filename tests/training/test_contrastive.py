@@ -14,11 +14,11 @@ from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from embedtune.config import TrainingConfig
+from embedtune.config import AdapterConfig, TrainingConfig
 from embedtune.data.collection import Pairs
 from embedtune.errors import TrainingInterrupted
 from embedtune.losses.infonce import info_nce
-from embedtune.models.adapters import attach_lora
+from embedtune.models.adapters import attach_adapter
 from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints
@@ -72,8 +72,8 @@ def objective_of(
         encoder=encoder,
         pairs=pairs,
         qrels=qrels,
-        query_tokens=encoder.tokenize(texts[0], "query"),
-        passage_tokens=encoder.tokenize(texts[1], "passage"),
+        query_tokens=encoder.token_table(texts[0], "query"),
+        passage_tokens=encoder.token_table(texts[1], "passage"),
         scale=20.0,
         both_directions=False,
     )
@@ -112,7 +112,7 @@ def trainer_of(
     """All that a process does before it trains: load, attach, tokenise."""
     torch.manual_seed(0)
     encoder = load(checkpoint)
-    attach_lora(encoder, rank=4, alpha=8, dropout=0.1)
+    attach_adapter(encoder, AdapterConfig(rank=4, alpha=8, dropout=0.1))
     rows = np.arange(100)
     pairs = Pairs(
         query_ids=rows, passage_ids=rows // 2, negative_ids=((),) * 100, row_ids=tuple(map(str, rows.tolist()))
@@ -124,7 +124,7 @@ def trainer_of(
 
     def evaluate() -> Mapping[str, float]:
         """How far the questions are closer to their passages than to others."""
-        queries_QE, passages_PE = encoder.encode(objective.query_tokens), encoder.encode(objective.passage_tokens)
+        queries_QE, passages_PE = encoder.embed_all(objective.query_tokens), encoder.embed_all(objective.passage_tokens)
         scores_QP = queries_QE @ passages_PE[:50].T
         own_Q = scores_QP[torch.arange(100), torch.arange(100) // 2]
         return {"ndcg@10": (own_Q.mean() - scores_QP.mean()).item()}

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from embedtune.config import TrainingConfig
-from embedtune.training.optim import build_optimizer, build_scheduler
+from embedtune.errors import ConfigError
+from embedtune.training.optim import build_optimizer, build_scheduler, check_8bit
 from embedtune.training.plan import make_plan
 
 
 def rates(steps: int, **settings: Any) -> list[float]:
     """The learning rate of every step."""
     config = TrainingConfig(lr=0.1, max_steps=steps, **settings)
-    optimizer = build_optimizer([nn.Parameter(torch.zeros(2, 2))], config)
+    optimizer = build_optimizer([nn.Parameter(torch.zeros(2, 2))], config, make_plan(config, 1000))
     scheduler = build_scheduler(optimizer, config, make_plan(config, 1000))
     seen = []
     for _ in range(steps):
@@ -40,7 +41,8 @@ def test_without_warm_up_the_first_step_has_the_peak() -> None:
 
 def test_biases_and_norms_are_not_decayed_and_frozen_weights_not_touched() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3).requires_grad_(False))
-    optimizer = build_optimizer(model.parameters(), TrainingConfig(weight_decay=0.5))
+    config = TrainingConfig(weight_decay=0.5)
+    optimizer = build_optimizer(model.parameters(), config, make_plan(config, 1000))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay == {
         id(model[0].weight): 0.5,
@@ -48,3 +50,28 @@ def test_biases_and_norms_are_not_decayed_and_frozen_weights_not_touched() -> No
         id(model[1].weight): 0.0,
         id(model[1].bias): 0.0,
     }
+
+
+def test_eight_bit_moments() -> None:
+    """Where a tensor is large enough for them: bitsandbytes keeps fewer than 4,096 values in 32 bits."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 128)
+    config = TrainingConfig(lr=0.1, optimizer="adamw8bit")
+    optimizer = build_optimizer(model.parameters(), config, make_plan(config, 1000))
+    model(torch.randn(4, 64)).square().mean().backward()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    assert optimizer.state[model.weight]["state1"].dtype == torch.uint8
+    assert optimizer.state[model.bias]["state1"].dtype == torch.float32
+    assert (model.weight - before).abs().mean().item() == pytest.approx(0.1, rel=0.1)  # Adam's first step is lr
+
+
+def test_eight_bit_moments_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel for this device\nand more")
+
+    monkeypatch.setattr("bitsandbytes.optim.AdamW8bit.step", fail)
+    with pytest.raises(
+        ConfigError, match=r"--optimizer adamw8bit can't be used on cpu: no kernel for this device\.\nType:  .* adamw\."
+    ):
+        check_8bit(torch.device("cpu"))

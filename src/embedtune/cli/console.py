@@ -64,7 +64,8 @@ class Console:
         self._rich.print(
             "\n    from sentence_transformers import SentenceTransformer\n"
             f'    model = SentenceTransformer("{out / "model"}")\n'
-            '    vectors = model.encode(["How do I ...?", "To do that, ..."])\n',
+            '    queries = model.encode_query(["How do I ...?"])\n'
+            '    passages = model.encode_document(["To do that, ..."])\n',
             markup=False,
         )
 

@@ -7,50 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from embedtune.atomic import replacing
-from embedtune.config import ModelConfig
 from embedtune.errors import ExportMismatchError
 from embedtune.models.encoder import Encoder
-from embedtune.models.load import load_sentence_transformer, set_max_length
+from embedtune.models.merge import merged_model, write_adapter
 
 logger = logging.getLogger(__name__)
 
 MIN_COSINE = 0.999
 
 
-def save_adapter(adapted: PeftModel, folder: Path, *, base: str) -> None:
-    """Write the adapter in PEFT's format; `base` is what plain PEFT is to load it on."""
-    adapted.peft_config["default"].base_model_name_or_path = base
+def save_adapter(encoder: Encoder, folder: Path) -> None:
+    """Write the adapter in PEFT's format, as one that plain PEFT loads on the base."""
     with replacing(folder) as unfinished:
-        adapted.save_pretrained(str(unfinished))
+        write_adapter(encoder, unfinished)
 
 
-def save_merged(model: ModelConfig, adapter: Path, folder: Path) -> None:
-    """Merge the adapter into a fresh copy of the base, in fp32, and save it as a Sentence Transformers folder.
-
-    The weights are saved in the dtype of the base's checkpoint, with the base's own settings and prompts.
-    """
-    merged, _ = load_sentence_transformer(
-        model.base,
-        device=torch.device("cpu"),
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
-    set_max_length(merged, model.max_length)
-    base = merged.transformers_model
-    assert base is not None
-    dtype = base.dtype
-    merged[0].to(torch.float32)
-    merged[0].model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().to(dtype)
+def save_merged(encoder: Encoder, folder: Path, *, into_original: bool = False) -> None:
+    """Write the encoder as a plain Sentence Transformers folder; see `models.merge.merged_model`."""
+    merged = merged_model(encoder, into_original=into_original)
     with replacing(folder) as unfinished:
         merged.save_pretrained(str(unfinished), create_model_card=False)
 
 
-def check_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> float:
-    """Load the folder with plain Sentence Transformers and compare embeddings with the trained encoder's.
+def check_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    """Check that the saved model is the trained one.
 
     Args:
         folder: a Sentence Transformers model.
@@ -58,20 +42,30 @@ def check_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> float:
         texts: passages to embed.
 
     Returns:
-        The lowest cosine similarity of the two embeddings of a text.
+        What `compare_saved` does.
 
     Raises:
-        ExportMismatchError: it is below `MIN_COSINE`.
+        ExportMismatchError: the lowest similarity is below `MIN_COSINE`.
     """
-    saved = SentenceTransformer(str(folder), device="cpu")
-    prompt = encoder.prompt("passage") or None
-    saved_NE = torch.as_tensor(saved.encode(list(texts), prompt=prompt, show_progress_bar=False))
-    trained_NE = encoder.encode(encoder.tokenize(texts, "passage"))
-    worst = torch.cosine_similarity(saved_NE.float(), trained_NE).min().item()
+    cosines_N = compare_saved(folder, encoder, texts)
+    worst = cosines_N.min().item()
     if not worst >= MIN_COSINE:
         raise ExportMismatchError(
             f"{folder}: loaded again, this model embeds differently from the trained one "
             f"(cosine {worst:.5f}, expected at least {MIN_COSINE}). The adapter and the checkpoints are intact."
         )
     logger.info("saved model agrees with the trained one: cosine at least %.6f", worst)
-    return worst
+    return cosines_N
+
+
+def compare_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    """Load the folder with plain Sentence Transformers and compare embeddings with the trained encoder's.
+
+    Returns:
+        The cosine similarity of the two embeddings of each text, shape (N,).
+    """
+    saved = SentenceTransformer(str(folder), device="cpu")
+    prompt = encoder.prompt("passage") or None
+    saved_NE = torch.as_tensor(saved.encode(list(texts), prompt=prompt, show_progress_bar=False))
+    trained_NE = encoder.embed_all(encoder.token_table(texts, "passage"))
+    return torch.cosine_similarity(saved_NE.float(), trained_NE)

@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from embedtune.kernels.attention.layout import PackedLayout
+from embedtune.kernels.autocast import compute_dtype, no_autocast
 from embedtune.kernels.dispatch import choose_attention
 
 NAME = "embedtune_packed"
@@ -61,15 +62,17 @@ def attention_forward(
         return out
     if extra := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise NotPackableError(f"its attention uses {', '.join(extra)}")
-    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-    attend = choose_attention(query.device.type, query.dtype, query.shape[-1])
-    out_THD = attend(
-        query_THD,
-        key_TKD,
-        value_TKD,
-        packed_layout,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        causal=bool(getattr(module, "is_causal", False) if is_causal is None else is_causal),
-        window=sliding_window,
-    )
+    dtype = compute_dtype(query)
+    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    attend = choose_attention(query.device.type, dtype, query.shape[-1])
+    with no_autocast(query):
+        out_THD = attend(
+            query_THD,
+            key_TKD,
+            value_TKD,
+            packed_layout,
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            causal=bool(getattr(module, "is_causal", False) if is_causal is None else is_causal),
+            window=sliding_window,
+        )
     return out_THD.unsqueeze(0), None

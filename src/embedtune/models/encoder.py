@@ -1,80 +1,127 @@
 """A Sentence Transformers model that embeds packed batches of token ids.
 
-Shapes: `B` texts of a batch, `N` texts in all, `T` packed tokens, `E` embedding size.
+Shapes: `B` texts of a batch, `N` texts in all, `L` tokens of the longest text of a batch, `T` packed tokens, `E`
+embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from embedtune.config import ModelConfig
 from embedtune.data.tokens import TokenTable, tokenize
+from embedtune.errors import ModelError
 from embedtune.models.attention import NAME, NotPackableError, register
 from embedtune.models.families import position_offset
-from embedtune.models.packing import TokenIds, pack, pad
+from embedtune.models.mpnet import is_mpnet, pack_mpnet
+from embedtune.models.packing import PackedBatch, TokenIds, pack, pad, token_order, unpad
+from embedtune.models.recompute import recompute_layers
 
 Role = Literal["query", "passage"]
 
 TOKENS_PER_FORWARD = {"cpu": 8_192, "cuda": 131_072}
 """Tokens of one inference batch; more does not run faster, and needs more memory."""
 
+TRAINED = "trained.safetensors"
+"""Beside a saved model: the tensors of the adapter that was merged into it."""
+
 _PROBE = ["a packed model", "must embed each text as if it stood alone", "word " * 200]
 _PROBE_TOLERANCE = 1e-3
 
 
-class Encoder(nn.Module):
-    """Embeds token ids with the modules of a Sentence Transformers model: backbone, pooling, and what follows.
+class Encoder(SentenceTransformer):
+    """A Sentence Transformers model whose backbone runs on packed batches: nothing is padded but where it must be.
 
-    Packed execution is used if the backbone allows it and gives the padded path's embeddings for a few probe texts;
-    otherwise batches are padded, which the log says once.
+    It is used in two ways. As any `SentenceTransformer`: `encode` texts, evaluate, train it with Sentence Transformers'
+    trainer and losses, `save_pretrained`. And by embedtune itself with texts that are token ids already: `embed`,
+    `embed_all`. Both run the same packed backbone, if it allows that; otherwise batches are padded; `notes` says why.
+
+    Made by `load_encoder`.
     """
 
-    def __init__(self, sentence_transformer: SentenceTransformer, *, notes: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.sentence_transformer = sentence_transformer
-        self.position_offset = position_offset(self.backbone)
-        self.packed = False
-        self.notes = list(notes)
-        """What the user should know of this model, a sentence each."""
-        if refusal := self._try_packing():
-            self.notes.append(f"texts are padded, which is slower, because {refusal}")
-        self.packed = refusal is None
+    source: ModelConfig
+    """What it was loaded from, and how."""
+    precision_reason: str
+    """Why it computes in `source.precision`."""
+    packed: bool = False
+    """Whether batches run packed."""
+    notes: list[str]
+    """What the user should know of this model, a sentence each."""
+    autocast_dtype: torch.dtype | None = None
+    """Arithmetic of the backbone where its weights are held in fp32 because they are trained; None otherwise."""
+    initial_adapter: TemporaryDirectory[str] | None = None
+    """The adapter as it started, in PEFT's format, where saving needs it (PiSSA)."""
+    _adapter: tuple[PeftModel, ...] = ()
+    """In a tuple, as an attribute that is a module would become a stage of the pipeline."""
+    _recomputes: bool = False
 
     @property
     def backbone(self) -> PreTrainedModel:
         """The Hugging Face model."""
-        model = self.sentence_transformer[0].model
+        model = self[0].model
         assert isinstance(model, PreTrainedModel)
         return model
 
     @property
-    def device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
+    def adapter(self) -> PeftModel | None:
+        """PEFT's view of the backbone, once `attach_adapter` made one."""
+        return self._adapter[0] if self._adapter else None
+
+    def keep_adapter(self, adapter: PeftModel) -> None:
+        """Remember PEFT's view of the backbone."""
+        self._adapter = (adapter,)
 
     @property
     def max_length(self) -> int:
         """Tokens of a text that are read, special tokens included."""
-        length: int | None = self.sentence_transformer.max_seq_length
+        length: int | None = self.max_seq_length
         return length or 512
 
     @property
     def embedding_size(self) -> int:
-        size: int | None = self.sentence_transformer.get_embedding_dimension()
+        size: int | None = self.get_embedding_dimension()
         assert size is not None
         return size
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Arithmetic of the backbone."""
+        return self.autocast_dtype or self.backbone.dtype
+
+    @cached_property
+    def position_offset(self) -> int:
+        """Position id of a text's first token."""
+        return position_offset(self.backbone)
+
+    def hold_master_weights(self) -> None:
+        """Hold the backbone's weights in fp32, to train them, and go on computing in the dtype that they had.
+
+        A step is smaller than what half precision can add to a weight.
+        """
+        if self.compute_dtype != torch.float32 and self.autocast_dtype is None:
+            self.autocast_dtype = self.backbone.dtype
+            self.backbone.to(torch.float32)  # type: ignore[arg-type]  # transformers' wrapper hides the overloads
+
     def prompt(self, role: Role) -> str:
         """The text that the model wants before a query or a passage; empty if it has none."""
-        return (self.sentence_transformer.prompts or {}).get("query" if role == "query" else "document") or ""
+        return (self.prompts or {}).get("query" if role == "query" else "document") or ""
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for the adapters alone: the base's own dropout stays off.
@@ -88,9 +135,23 @@ class Encoder(nn.Module):
         self.training = mode
         return self
 
-    def tokenize(self, texts: Sequence[str], role: Role) -> TokenTable:
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Compute each layer again in the backward pass, as training arguments with `gradient_checkpointing` ask.
+
+        transformers' own way would have no effect: it wants training mode, in which the base never is. Its options are
+        not supported.
+        """
+        if not self._recomputes:
+            recompute_layers(self.backbone)
+            self._recomputes = True
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """The former name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable()
+
+    def token_table(self, texts: Sequence[str], role: Role) -> TokenTable:
         """Token ids of the texts, with the role's prompt before each."""
-        tokenizer: Any = self.sentence_transformer.tokenizer
+        tokenizer: Any = self.tokenizer
         return tokenize(
             texts,
             tokenizer=tokenizer,
@@ -99,12 +160,13 @@ class Encoder(nn.Module):
             empty_id=tokenizer.pad_token_id or 0,
         )
 
-    def forward(self, texts: Sequence[TokenIds]) -> Tensor:
-        """Normalised embeddings of one batch, fp32, shape (B, E), in the order given, from one forward pass."""
-        return self._forward_packed(texts) if self.packed else self._forward_padded(texts)
+    def embed(self, texts: Sequence[TokenIds]) -> Tensor:
+        """Normalised embeddings of one batch of token ids, fp32, shape (B, E), in the order given, in one forward."""
+        embeddings_BE = self._embed_packed(texts) if self.packed else self._embed_padded(texts)
+        return functional.normalize(embeddings_BE, dim=-1)
 
     @torch.inference_mode()
-    def encode(
+    def embed_all(
         self,
         tokens: TokenTable,
         ids: Sequence[int] | np.ndarray[Any, Any] | None = None,
@@ -124,11 +186,109 @@ class Encoder(nn.Module):
         self.eval()
         for rows in self._inference_batches(tokens.lengths_N[chosen]):
             batch = [tokens[int(chosen[row])] for row in rows]
-            embeddings_NE[torch.from_numpy(rows)] = self(batch).float().cpu()
+            embeddings_NE[torch.from_numpy(rows)] = self.embed(batch).float().cpu()
             if on_progress is not None:
                 on_progress(len(rows))
         self.train(was_training)
         return embeddings_NE
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Sentence Transformers' forward: padded features in, those and the embeddings out; packed on the way.
+
+        Args:
+            input: `input_ids` and `attention_mask`, each (B, L), and whatever else the tokenizer gives.
+            kwargs: of single modules; with any, the batch runs padded. Others are ignored, such as the `task` of
+                `encode_query` in a model without a router.
+
+        Returns:
+            The features with `token_embeddings` (B, L, E) and `sentence_embedding` (B, E).
+        """
+        if kwargs.keys() & set(self.get_model_kwargs()):
+            with self._autocast():
+                stock: dict[str, Any] = super().forward(input, **kwargs)
+            return stock
+        if not self.packed or not _can_pack(input) or self._first_module_is_replaced():
+            with self._autocast():
+                padded = self[0](input)
+            return self._pool({**padded, "token_embeddings": padded["token_embeddings"].float()})
+        mask_BL = input["attention_mask"].bool()
+        batch = self._pack(unpad(input["input_ids"], mask_BL))
+        hidden_1TE = self._hidden(batch)
+        features = self._pool({**input, "token_embeddings": hidden_1TE, "cu_seq_lens_q": batch.layout.cu_seqlens})
+        del features["cu_seq_lens_q"]
+        hidden_BLE = hidden_1TE.new_zeros(*mask_BL.shape, hidden_1TE.shape[-1])
+        hidden_TE = hidden_1TE[0].index_select(0, token_order(batch))
+        return {
+            **features,
+            "token_embeddings": hidden_BLE.masked_scatter(mask_BL[..., None], hidden_TE),
+            "sentence_embedding": features["sentence_embedding"].index_select(0, batch.restore_B),
+        }
+
+    def pack(self) -> None:
+        """Switch to packed execution if the backbone takes it and embeds a few texts as the padded path does."""
+        refusal = self._try_packing()
+        self.packed = refusal is None
+        if refusal is not None:
+            self.notes.append(f"texts are padded, which is slower, because {refusal}")
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Write a plain Sentence Transformers folder of what the encoder has become: the adapter is merged.
+
+        Beside it goes `trained.safetensors`, the adapter's tensors, which the merged weights don't give back: Sentence
+        Transformers' trainer needs them to resume, and to load the best checkpoint.
+
+        Arguments are those of `SentenceTransformer.save`, which `save_pretrained` calls too.
+        """
+        from embedtune.models.merge import merged_model, write_trained  # it loads encoders itself
+
+        plain = merged_model(self)
+        plain.model_card_data = self.model_card_data
+        plain.model_card_data.register_model(plain)  # the card describes what is saved
+        try:
+            plain.save(path, *args, **kwargs)
+        finally:
+            self.model_card_data.register_model(self)
+        write_trained(self, Path(path))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch's has overloads
+        """As any module's; but of a folder that `save` wrote only the tensors that were trained, if it holds any.
+
+        To go back to a checkpoint, Sentence Transformers' trainer makes a second encoder of its folder, without
+        `load_encoder`, and copies that one's state.
+        """
+        if not hasattr(self, "source") and (trained := Path(self.backbone.name_or_path or "") / TRAINED).is_file():
+            return load_file(trained)
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As any module's, except that with an adapter the trained tensors alone will do: the others are frozen.
+
+        Raises:
+            ModelError: tensors of this encoder's adapter are missing, as in a model that it was merged into.
+        """
+        if self.adapter is None or not strict:
+            return super().load_state_dict(state_dict, strict, assign)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if missing := sorted(trained - state_dict.keys()):
+            raise ModelError(
+                f"this state holds no {missing[0]} ({len(missing)} of {len(trained)} trained tensors are missing), so "
+                f"it is not one of this adapter.\nExpected a folder with {TRAINED}, as save_pretrained writes it, of "
+                "an encoder with the same method, rank and layers."
+            )
+        loaded = super().load_state_dict(state_dict, False, assign)
+        if loaded.unexpected_keys:
+            raise ModelError(f"this state holds {loaded.unexpected_keys[0]}, which the encoder does not have.")
+        return loaded
+
+    def _first_module_is_replaced(self) -> bool:
+        """Whether a loss looks into single layers: it replaces this forward, which a packed batch does without."""
+        return getattr(self[0].forward, "__func__", None) is not type(self[0]).forward
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process, such as `encode` starts one for each of several devices, packed attention is unknown."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        register()
 
     def _inference_batches(self, lengths_N: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Rows sorted by length, longest first (so memory runs out at once or never), cut by token count."""
@@ -145,47 +305,80 @@ class Encoder(nn.Module):
             start += count
         return batches
 
-    def _forward_packed(self, texts: Sequence[TokenIds]) -> Tensor:
-        batch = pack(texts, position_offset=self.position_offset, device=self.device)
-        hidden_1TE = self.backbone(
-            input_ids=batch.input_ids_1T, position_ids=batch.position_ids_1T, packed_layout=batch.layout
-        ).last_hidden_state
-        return self._pool(
-            {"token_embeddings": hidden_1TE.float(), "cu_seq_lens_q": batch.layout.cu_seqlens}
-        ).index_select(0, batch.restore_B)
+    def _embed_packed(self, texts: Sequence[TokenIds]) -> Tensor:
+        batch = self._pack(texts)
+        features = {"token_embeddings": self._hidden(batch), "cu_seq_lens_q": batch.layout.cu_seqlens}
+        embeddings_BE: Tensor = self._pool(features)["sentence_embedding"]
+        return embeddings_BE.index_select(0, batch.restore_B)
 
-    def _forward_padded(self, texts: Sequence[TokenIds]) -> Tensor:
-        pad_id = self.sentence_transformer.tokenizer.pad_token_id or 0
-        features = pad(texts, pad_id=pad_id, device=self.device)
-        hidden_BLE = self.backbone(**features).last_hidden_state
-        return self._pool({"token_embeddings": hidden_BLE.float(), "attention_mask": features["attention_mask"]})
+    def _embed_padded(self, texts: Sequence[TokenIds]) -> Tensor:
+        features = pad(texts, pad_id=self.tokenizer.pad_token_id or 0, device=self.device)
+        with self._autocast():
+            hidden_BLE = self.backbone(**features).last_hidden_state
+        embeddings_BE: Tensor = self._pool({**features, "token_embeddings": hidden_BLE.float()})["sentence_embedding"]
+        return embeddings_BE
 
-    def _pool(self, features: dict[str, Any]) -> Tensor:
+    def _pack(self, texts: Sequence[TokenIds]) -> PackedBatch:
+        return pack(texts, position_offset=self.position_offset, device=self.device)
+
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        """The backbone's last hidden states of a packed batch, fp32, shape (1, T, E)."""
+        with self._autocast():
+            hidden_1TE: Tensor = self.backbone(
+                input_ids=batch.input_ids_1T, position_ids=batch.position_ids_1T, packed_layout=batch.layout
+            ).last_hidden_state
+        return hidden_1TE.float()
+
+    def _pool(self, features: dict[str, Any]) -> dict[str, Any]:
         """Pooling and every later module, in fp32: half precision would round cosine similarities to 0.004."""
-        for module in list(self.sentence_transformer)[1:]:
+        for module in list(self)[1:]:
             features = module(features)
-        embeddings_BE: Tensor = features["sentence_embedding"]
-        return functional.normalize(embeddings_BE, dim=-1)
+        return features
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
     def _try_packing(self) -> str | None:
         """Switch the backbone to packed attention; returns why it can't be, if so, and leaves it as it was."""
-        if not type(self.backbone)._supports_attention_backend:
-            return f"{type(self.backbone).__name__} does not use transformers' attention interface"
-        register()
+        kind = type(self.backbone).__name__
+        if not isinstance(self[1], Pooling):
+            return f"it has {type(self[1]).__name__} between the backbone and pooling"
+        if not is_mpnet(self.backbone) and not type(self.backbone)._supports_attention_backend:
+            return f"{kind} does not use transformers' attention interface"
         stock = self.backbone.config._attn_implementation
-        table = self.tokenize(_PROBE, "passage")
+        table = self.token_table(_PROBE, "passage")
         texts = [table[index] for index in range(len(table))]
+        self.eval()
         with torch.inference_mode():
-            self.eval()
-            padded_BE = self._forward_padded(texts)
-            self.backbone.set_attn_implementation(NAME)
+            padded_BE = self._embed_padded(texts)
+            _use_packed_attention(self.backbone)
             try:
-                packed_BE = self._forward_packed(texts)
+                packed_BE = self._embed_packed(texts)
             except (NotPackableError, TypeError) as error:
                 self.backbone.set_attn_implementation(stock)
-                return f"{type(self.backbone).__name__} can't take packed input: {error}"
+                return f"{kind} can't take packed input: {error}"
         worst = (1 - torch.cosine_similarity(padded_BE, packed_BE)).max().item()
         if not worst <= _PROBE_TOLERANCE:
             self.backbone.set_attn_implementation(stock)
-            return f"packed and padded embeddings of {type(self.backbone).__name__} differ by cosine {worst:.2g}"
+            return f"packed and padded embeddings of {kind} differ by cosine {worst:.2g}"
         return None
+
+
+def _use_packed_attention(backbone: PreTrainedModel) -> None:
+    if is_mpnet(backbone):
+        pack_mpnet(backbone)
+    else:
+        register()
+        backbone.set_attn_implementation(NAME)
+
+
+def _can_pack(features: Mapping[str, Any]) -> bool:
+    """Whether these are plain texts: token ids with a mask, none of them empty, none a pair of texts."""
+    if not {"input_ids", "attention_mask"} <= features.keys() or features["input_ids"].ndim != 2:
+        return False
+    segments = features.get("token_type_ids")
+    if segments is not None and bool(segments.any()):
+        return False
+    return bool(features["attention_mask"].any(dim=1).all())

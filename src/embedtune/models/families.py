@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-_LINEAR_EXCLUSIONS = ("pooler", "lm_head", "classifier")
-"""Linear layers that don't contribute to token embeddings, by a part of their name; they get no adapter."""
+_NOT_IN_TOKEN_EMBEDDINGS = ("pooler", "lm_head", "classifier")
+"""Modules that don't contribute to token embeddings, by a part of their name; they are not trained."""
 
 
 def position_offset(backbone: nn.Module) -> int:
@@ -25,10 +25,24 @@ def position_offset(backbone: nn.Module) -> int:
     return 0
 
 
+def in_token_embeddings(name: str) -> bool:
+    """Whether the module or parameter of that name contributes to the token embeddings."""
+    return not any(part in name for part in _NOT_IN_TOKEN_EMBEDDINGS)
+
+
 def encoder_linears(backbone: nn.Module) -> list[str]:
     """Full names of the linear layers that contribute to the token embeddings."""
     return [
-        name
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and not any(part in name for part in _LINEAR_EXCLUSIONS)
+        name for name, module in backbone.named_modules() if isinstance(module, nn.Linear) and in_token_embeddings(name)
     ]
+
+
+def layer_list(backbone: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The stack of transformer layers, and its name.
+
+    Models that share weights between layers, as ALBERT does, have fewer of them than they run.
+    """
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and any(isinstance(part, nn.Linear) for part in module.modules()):
+            return name, module
+    raise ValueError(f"{type(backbone).__name__} has no list of layers")

@@ -2,55 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from embedtune.config import ModelConfig
 from embedtune.errors import ModelError
 from embedtune.models.encoder import Encoder
 from embedtune.models.families import position_offset
+from embedtune.models.hardware import choose_device, choose_precision, torch_dtype
+
+Model = TypeVar("Model", bound=SentenceTransformer)
 
 
-def load_encoder(
-    model: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    max_length: int | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Encoder:
-    """Load a model for packed execution.
+def load_encoder(config: ModelConfig, *, four_bit: bool = False, master_weights: bool = False) -> Encoder:
+    """Load a model for packed execution, all its parameters frozen.
 
     Args:
-        model: hub id, or a folder: a Sentence Transformers model, whose own settings are kept, or a bare checkpoint,
-            which gets mean pooling and normalisation.
-        device: where it goes.
-        dtype: of the backbone's weights; pooling and what follows stay fp32.
-        max_length: tokens read of a text, if not the model's own setting.
-        revision: branch, tag or commit of a hub model.
-        trust_remote_code: run code that comes with the model.
+        config: which model, on which device, in which arithmetic. A Sentence Transformers model keeps its own settings;
+            a bare checkpoint gets mean pooling and normalisation.
+        four_bit: hold the linear layers of the backbone in NF4; needs the extra `quant`.
+        master_weights: hold the backbone's weights in fp32, whatever it computes in, because they will be trained.
 
     Raises:
-        ModelError: there is no such model, it can't be reached, or it isn't a text encoder.
+        ModelError: there is no such model, it can't be reached, it isn't a text encoder, or the device or the precision
+            can't be used.
     """
-    sentence_transformer, notes = load_sentence_transformer(
-        model, device=device, revision=revision, trust_remote_code=trust_remote_code
-    )
-    set_max_length(sentence_transformer, max_length)
-    sentence_transformer[0].to(dtype)
-    for parameter in sentence_transformer.parameters():
-        parameter.requires_grad_(False)
-    return Encoder(sentence_transformer, notes=notes)
+    device = choose_device(config.device)
+    precision, reason = choose_precision(config.precision, device)
+    # In 4 bits a model may fit a device that it does not fit otherwise.
+    encoder, notes = load_sentence_transformer(config, device=torch.device("cpu") if four_bit else device, kind=Encoder)
+    encoder.source = replace(config, precision=precision, max_length=encoder.max_length)
+    encoder.notes, encoder.precision_reason = notes, reason
+    dtype = torch_dtype(precision)
+    if master_weights and dtype != torch.float32:
+        encoder.autocast_dtype, dtype = dtype, torch.float32
+    encoder.requires_grad_(False)
+    if four_bit:
+        from embedtune.models.quantize import quantize
+
+        encoder.backbone.to(dtype)  # type: ignore[arg-type]
+        encoder.notes.append(quantize(encoder, device=device, low_memory=config.memory == "low"))
+    encoder.to(device)
+    encoder.backbone.to(dtype)  # type: ignore[arg-type]  # transformers' wrapper hides the overloads
+    for module in list(encoder)[1:]:
+        module.float()
+    encoder.pack()
+    return encoder
 
 
 def load_sentence_transformer(
-    model: str, *, device: torch.device, revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[SentenceTransformer, list[str]]:
-    """A Sentence Transformers model in its checkpoint's dtype, with its own settings as far as it has any.
+    config: ModelConfig, *, device: torch.device, kind: type[Model]
+) -> tuple[Model, list[str]]:
+    """A Sentence Transformers model in its checkpoint's dtype, with its own settings as far as `config` leaves them.
 
     Returns:
         The model, and what was chosen in place of settings that it lacks or that can't be kept, a sentence each.
@@ -58,26 +67,28 @@ def load_sentence_transformer(
     Raises:
         ModelError: there is no such model, it can't be reached, or it isn't a text encoder.
     """
-    folder = Path(model).expanduser()
+    model, folder = config.base, Path(config.base).expanduser()
     if _looks_like_a_folder(model) and not (folder / "config.json").is_file() and not _is_st_folder(folder):
-        found = "it does not exist" if not folder.exists() else "it holds no config.json"
-        raise ModelError(
-            f"'{model}' is not a model folder: {found}.\n"
-            "Expected a Hugging Face or Sentence Transformers folder, or a hub id like "
-            "sentence-transformers/all-MiniLM-L12-v2."
-        )
+        raise _not_a_model(model, folder)
     try:
-        loaded = SentenceTransformer(
+        loaded = kind(
             str(folder) if folder.exists() else model,
             device=str(device),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
         )
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError, but nothing is wrong with the model
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _load_error(model, error) from error
     _check_is_text_encoder(model, loaded)
+    notes = _complete(loaded)
+    for role, prompt in (("query", config.query_prompt), ("document", config.passage_prompt)):
+        if prompt is not None:
+            loaded.prompts[role] = prompt
     _check_pools_prompt(model, loaded)
-    return loaded, _complete(loaded)
+    set_max_length(loaded, config.max_length)
+    return loaded, notes
 
 
 def _complete(loaded: SentenceTransformer) -> list[str]:
@@ -107,6 +118,20 @@ def role_prompts(loaded: SentenceTransformer) -> dict[str, str]:
 
 def _looks_like_a_folder(model: str) -> bool:
     return Path(model).expanduser().exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
+
+
+def _not_a_model(model: str, folder: Path) -> ModelError:
+    if (folder / "adapter_config.json").is_file():
+        return ModelError(
+            f"'{model}' holds an adapter, not a model.\n"
+            f"Type:  --base BASE --start-adapter {model}   to go on training it, BASE being the model it belongs to."
+        )
+    found = "it does not exist" if not folder.exists() else "it holds no config.json"
+    return ModelError(
+        f"'{model}' is not a model folder: {found}.\n"
+        "Expected a Hugging Face or Sentence Transformers folder, or a hub id like "
+        "sentence-transformers/all-MiniLM-L12-v2."
+    )
 
 
 def _is_st_folder(folder: Path) -> bool:

@@ -66,3 +66,22 @@ def pad(texts: Sequence[TokenIds], *, pad_id: int, device: torch.device) -> dict
         input_ids_BL[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
         attention_mask_BL[row, : len(ids)] = 1
     return {"input_ids": input_ids_BL.to(device), "attention_mask": attention_mask_BL.to(device)}
+
+
+def unpad(input_ids_BL: Tensor, mask_BL: Tensor) -> list[TokenIds]:
+    """The token ids of each text of a padded batch, padded on either side.
+
+    Args:
+        input_ids_BL: token ids.
+        mask_BL: bool, True where there is a token.
+    """
+    ids_BL, kept_BL = input_ids_BL.to("cpu", torch.int32).numpy(), mask_BL.cpu().numpy()
+    return [ids[kept] for ids, kept in zip(ids_BL, kept_BL, strict=True)]
+
+
+def token_order(batch: PackedBatch) -> Tensor:
+    """Packed place of every token in the order in which the texts were given, shape (T,)."""
+    lengths = np.asarray(batch.layout.lengths)
+    starts, given = np.cumsum(lengths) - lengths, batch.restore_B.cpu().numpy()
+    order_T = np.concatenate([np.arange(starts[place], starts[place] + lengths[place]) for place in given])
+    return torch.from_numpy(order_T).to(batch.restore_B.device)

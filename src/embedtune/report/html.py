@@ -81,6 +81,7 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
         rows=_rows(results),
         families=[(_name(family) + "@K", meaning) for family, meaning in FAMILIES.items()],
         few_questions=data["test_queries"] < 50,
+        four_bit=_four_bit(results),
         result_charts=_result_charts(results),
         training_charts=_training_charts(train),
         checkpoint=_checkpoint(train),
@@ -187,6 +188,27 @@ def _checkpoint(train: Mapping[str, Any]) -> str:
     return f"The model of step {best:,} was kept, the best of {evaluations} evaluations on the dev set.{hint}"
 
 
+def _four_bit(results: Mapping[str, Any]) -> list[str]:
+    """What became of weights that were held in 4 bits, a paragraph each."""
+    if "quantization" not in results:
+        return []
+    quantization, merge = results["quantization"], results.get("merge")
+    paragraphs = [f"The adapter was trained on {quantization['what']}."]
+    if quantization["base_measured_in_4_bits"]:
+        paragraphs.append("The base model too was measured in 4 bits, to save memory (--memory low).")
+    if merge is None:
+        paragraphs.append("The saved model is the adapter merged into the dequantised weights that it was trained on.")
+    else:
+        trained, cosine = merge["trained"][METRIC], merge["cosine"]
+        paragraphs.append(
+            "The saved model is the adapter merged into the original weights, as asked. That changed "
+            f"{METRIC.upper()} from {trained:.3f} as trained to {results['tuned'][METRIC]:.3f} as saved; the cosine "
+            f"similarity of the two embeddings of a passage is {cosine['mean']:.3f} on average, {cosine['min']:.3f} at "
+            "least."
+        )
+    return paragraphs
+
+
 def _data_facts(data: Mapping[str, Any]) -> Facts:
     return _present(
         data,
@@ -232,7 +254,8 @@ def _usage(folder: Path) -> str:
     return (
         "from sentence_transformers import SentenceTransformer\n"
         f"model = SentenceTransformer({path})\n"
-        'vectors = model.encode(["How do I ...?", "To do that, ..."])'
+        'queries = model.encode_query(["How do I ...?"])\n'
+        'passages = model.encode_document(["To do that, ..."])'
     )
 
 

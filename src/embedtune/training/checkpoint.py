@@ -66,11 +66,12 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint of this moment; drop the ones that are neither among the last nor the best."""
         schedule = {key: scheduler.state_dict()[key] for key in _SCHEDULER_KEYS}
-        state = {"progress": asdict(progress), "scheduler": schedule}
+        moments, counts = _moments(optimizer)
+        state = {"progress": asdict(progress), "scheduler": schedule, "optimizer": counts}
         with replacing(self.path(progress.step)) as unfinished:
             unfinished.mkdir(parents=True)
             save_file(trainable_tensors(model), unfinished / WEIGHTS)
-            save_file({**_moments(optimizer), **_random_state()}, unfinished / OPTIMIZER)
+            save_file({**moments, **_random_state()}, unfinished / OPTIMIZER)
             (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
         for step in self.steps()[: -self.keep_last]:
             if step != progress.best_step:
@@ -88,7 +89,7 @@ class Checkpoints:
             tensors = load_file(folder / OPTIMIZER)
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             _restore_random_state(tensors)
-            _restore_moments(optimizer, tensors)
+            _restore_moments(optimizer, {**tensors, **state["optimizer"]})
             _restore_schedule(scheduler, optimizer, state["scheduler"])
             progress = Progress(**state["progress"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -116,15 +117,24 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The optimiser's state by parameter: its tensors, and its plain numbers (bitsandbytes counts its steps in one)."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {f"moment.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+    entries: dict[str, Any] = {}
+    for index, entry in state.items():
+        for key, value in entry.items():
+            # bitsandbytes hands its own tensors out in a dict of their own, and takes them back without it.
+            parts = value if isinstance(value, dict) else {key: value}
+            entries.update({f"moment.{index}.{part}": item for part, item in parts.items()})
+    # Some tensors are one for all parameters (the 8-bit code), which safetensors refuses to write twice.
+    tensors = {name: value.clone() for name, value in entries.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in entries.items() if name not in tensors}
 
 
-def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_moments(optimizer: torch.optim.Optimizer, entries: dict[str, Any]) -> None:
     current = optimizer.state_dict()
     current["state"] = {}
-    for name, value in tensors.items():
+    for name, value in entries.items():
         if name.startswith("moment."):
             _, index, key = name.split(".", 2)
             current["state"].setdefault(int(index), {})[key] = value

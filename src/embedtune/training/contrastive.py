@@ -55,8 +55,8 @@ class ContrastiveObjective:
         batch = contrastive_batch(self.pairs, rows, self.qrels)
         texts = [self.query_tokens[int(i)] for i in batch.query_ids]
         texts += [self.passage_tokens[int(i)] for i in batch.passage_ids]
-        embeddings = self.encoder(texts)
-        queries_UE, passages_PE = embeddings.split([len(batch.query_ids), len(batch.passage_ids)])
+        embeddings = self.encoder.embed(texts)
+        queries_UE, passages_PE = torch.split(embeddings, [len(batch.query_ids), len(batch.passage_ids)])
         device = embeddings.device
         loss = info_nce(
             queries_UE[torch.from_numpy(batch.queries_Q).to(device)],

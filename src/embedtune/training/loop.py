@@ -74,7 +74,7 @@ class Trainer:
             TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         """
         accelerator = self._accelerator()
-        optimizer = accelerator.prepare(build_optimizer(self.model.parameters(), self.config))
+        optimizer = accelerator.prepare(build_optimizer(self.model.parameters(), self.config, self.plan))
         scheduler = build_scheduler(optimizer, self.config, self.plan)
         order = BatchOrder(self.pairs, batch_size=self.plan.batch_size, seed=self.seed)
         state = _State(accelerator, optimizer, scheduler, order, Progress())
@@ -113,6 +113,7 @@ class Trainer:
             stop_on_signals() as stop,
             self.reporter.training(done=progress.step, steps=self.plan.steps) as reporter,
         ):
+            self.model.train()
             if progress.step == 0:
                 self._evaluate(state, reporter)
             while progress.step < self.plan.steps and not self._patience_is_out(progress):

@@ -10,19 +10,52 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from embedtune.config import TrainingConfig
+from embedtune.errors import ConfigError
 from embedtune.training.plan import Plan
 
 _TRANSFORMERS_NAMES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) in one fused kernel; biases and norms are not decayed."""
+def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig, plan: Plan) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), in one fused kernel or with 8-bit moments; biases and norms are not decayed.
+
+    Raises:
+        ConfigError: 8-bit moments were asked for, and bitsandbytes has none for this device.
+    """
     trainable = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, fused=True)
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "adamw8bit":
+        check_8bit(trainable[0].device)
+        from bitsandbytes.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(groups, lr=plan.lr)
+        return eight_bit
+    return torch.optim.AdamW(groups, lr=plan.lr, fused=True)
+
+
+def check_8bit(device: torch.device) -> None:
+    """Take one step of the 8-bit optimiser on that device.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed or can't do it.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+
+        parameter = nn.Parameter(torch.ones(64, 64, device=device))  # it keeps fewer than 4,096 values in 32 bits
+        parameter.grad = torch.ones_like(parameter)
+        AdamW8bit([parameter]).step()
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"--optimizer adamw8bit can't be used on {device.type}: {str(error).splitlines()[0]}.\n"
+            "Type:  pip install 'embedtune[quant]', or --optimizer adamw."
+        ) from error
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig, plan: Plan) -> LRScheduler:

@@ -14,11 +14,13 @@ MIN_STEPS_PER_EPOCH = 16
 """With few pairs the default batch is made smaller, so that an epoch still has this many steps."""
 SMALLEST_DEFAULT_BATCH = 16
 EVALUATIONS_PER_RUN = 5
+DEFAULT_LR = {"lora": 2e-3, "qlora": 2e-3, "full": 1e-4}
+"""Peak learning rate by method: adapters on small encoders want ten to twenty times what the weights themselves do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Counts that the step loop runs by."""
+    """Numbers that the step loop runs by."""
 
     batch_size: int
     """Pairs in a contrastive batch at the most."""
@@ -28,10 +30,12 @@ class Plan:
     warmup_steps: int
     eval_steps: int
     """Optimiser steps between evaluations; there is always one after the last step."""
+    lr: float
+    """Peak learning rate."""
 
 
-def make_plan(config: TrainingConfig, pairs: int) -> Plan:
-    """Derive what `config` leaves open for a training set of `pairs` rows.
+def make_plan(config: TrainingConfig, pairs: int, *, method: str = "lora") -> Plan:
+    """Derive what `config` leaves open for a training set of `pairs` rows and a method of training.
 
     Raises:
         ConfigError: a batch was asked for that the rows don't fill.
@@ -50,6 +54,7 @@ def make_plan(config: TrainingConfig, pairs: int) -> Plan:
         steps=steps,
         warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
         eval_steps=config.eval_steps or math.ceil(steps / EVALUATIONS_PER_RUN),
+        lr=config.lr or DEFAULT_LR[method],
     )
 
 

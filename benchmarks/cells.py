@@ -1,0 +1,68 @@
+"""One cell of the table of methods: load, make trainable and train as `embedtune train` does, and say what it took."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.jobs import CHECKPOINTING, MethodJob, row_of
+from benchmarks.measure import StepClock, held_bytes, peak_bytes, reset_peak
+from benchmarks.records import MethodMeasurement
+from benchmarks.steps import given_objective, run_steps
+from embedtune.config import AdapterConfig, ModelConfig, TrainingConfig
+from embedtune.kernels.allocator import keep_freed_memory
+from embedtune.models.adapters import make_trainable, trainable_parameters
+from embedtune.models.encoder import Encoder
+from embedtune.models.hardware import choose_device
+from embedtune.models.load import load_encoder
+from embedtune.models.recompute import recompute_layers
+
+
+def time_method(cell: str, job: MethodJob) -> MethodMeasurement:
+    """Train on the batches; memory is counted from before the model is loaded."""
+    keep_freed_memory()
+    device = choose_device(job.device)
+    process = held_bytes(device)
+    encoder = _trainable(cell, job)
+    loaded, load_peak = held_bytes(device), peak_bytes(device)
+    config = TrainingConfig(batch_size=job.batch_size, optimizer=job.optimizer)
+    objective = given_objective(encoder, job.batches, scale=config.scale)
+    reset_peak(device)
+    clock = StepClock(device, warmup=job.warmup)
+    progress = run_steps(encoder, objective, config, clock, method=row_of(cell).method, seed=job.seed)
+    return MethodMeasurement(
+        cell=cell,
+        precision=encoder.source.precision,
+        step_seconds=clock.step_seconds(),
+        batch_size=job.batch_size,
+        tokens=progress.tokens,
+        trainable_parameters=trainable_parameters(encoder)[0],
+        process_bytes=process,
+        loaded_bytes=loaded,
+        load_peak_bytes=load_peak,
+        peak_bytes=peak_bytes(device),
+        losses=progress.losses,
+        notes=encoder.notes,
+    )
+
+
+def _trainable(cell: str, job: MethodJob) -> Encoder:
+    """In the order of `pipeline.train`: with `--memory low` the model is loaded in 4 bits, else it becomes so here."""
+    row = row_of(cell)
+    model = ModelConfig(
+        base=job.base,
+        device=job.device,
+        precision=job.precision,
+        max_length=job.max_length,
+        memory="low" if row.low_memory else "auto",
+    )
+    adapter = AdapterConfig(method=row.method)
+    encoder = load_encoder(model, four_bit=row.low_memory, master_weights=adapter.trains_weights)
+    torch.manual_seed(job.seed)
+    if row.method == "qlora" and not row.low_memory:
+        from embedtune.models.quantize import quantize  # needs bitsandbytes
+
+        encoder.notes.append(quantize(encoder, low_memory=False))
+    make_trainable(encoder, adapter)
+    if cell.endswith(CHECKPOINTING):
+        recompute_layers(encoder.backbone)
+    return encoder

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -66,8 +65,6 @@ class Encoder(SentenceTransformer):
     """What the user should know of this model, a sentence each."""
     autocast_dtype: torch.dtype | None = None
     """Arithmetic of the backbone where its weights are held in fp32 because they are trained; None otherwise."""
-    initial_adapter: TemporaryDirectory[str] | None = None
-    """The adapter as it started, in PEFT's format, where saving needs it (PiSSA)."""
     _adapter: tuple[PeftModel, ...] = ()
     """In a tuple, as an attribute that is a module would become a stage of the pipeline."""
     _recomputes: bool = False

@@ -26,8 +26,7 @@ def write_adapter(encoder: Encoder, folder: Path) -> None:
     if adapted is None:
         raise ValueError("this encoder has no adapter; attach_adapter makes one")
     adapted.peft_config["default"].base_model_name_or_path = encoder.source.base
-    initial = None if encoder.initial_adapter is None else encoder.initial_adapter.name
-    adapted.save_pretrained(str(folder), path_initial_model_for_weight_conversion=initial, save_embedding_layers=False)
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def merged_model(encoder: Encoder, *, into_original: bool = False) -> SentenceTransformer:

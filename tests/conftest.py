@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Read when torch is first imported. On tensors this small, threads that spin while they wait cost several times the
 # work itself as soon as anything else wants the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when Triton is first imported, by whichever library: without a GPU its kernels run in its interpreter.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 MAX_LENGTH = 64
 PROMPTS = {"query": "bador sholat: ", "document": "nop: "}

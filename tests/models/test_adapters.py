@@ -12,8 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from embedtune.config import AdapterConfig
-from embedtune.models.adapters import attach_adapter, fuse_lora, trainable_parameters
+from embedtune.models.adapters import attach_adapter, trainable_parameters
 from embedtune.models.encoder import Encoder
+from embedtune.models.linears import fuse_lora
 
 
 def lora_layers(adapted: nn.Module) -> list[Any]:

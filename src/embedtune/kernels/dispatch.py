@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from embedtune.kernels.activation import reference as plain_activation
 from embedtune.kernels.attention import grouped
 from embedtune.kernels.attention.layout import PackedLayout
+from embedtune.kernels.norm import LayerNorm, Normalised
+from embedtune.kernels.norm import reference as plain_norm
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,15 @@ class PackedAttention(Protocol):
         window: int | None = None,
         bias_HLL: Tensor | None = None,
     ) -> Tensor: ...
+
+
+AddNorm = Callable[[Tensor, Tensor, LayerNorm], Normalised]
+NormBackward = Callable[[Tensor, Tensor, Tensor, Tensor, LayerNorm], Tensor]
+ActivationBackward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_NORM_SIZE = 8192
+"""Largest hidden size for the Triton LayerNorm, which holds a token's values in registers."""
 
 
 @functools.cache
@@ -60,4 +74,42 @@ def _varlen_refusal(dtype: torch.dtype, head_size: int, biased: bool) -> str | N
         return f"varlen flash does not take head size {head_size}"
     if torch.cuda.get_device_capability()[0] < 8:
         return "varlen flash needs compute capability 8.0 (Ampere) or newer"
+    return None
+
+
+@functools.cache
+def choose_norm(device_type: str, dtype: torch.dtype, size: int) -> tuple[AddNorm, NormBackward]:
+    """Residual addition with LayerNorm, forward and backward, for tokens of that many values."""
+    reason = _triton_refusal(device_type, dtype)
+    if reason is None and size > MAX_NORM_SIZE:
+        reason = f"a hidden size of {size} does not fit its registers"
+    if reason is not None:
+        logger.info("residual and norm: torch's operations, because %s", reason)
+        return plain_norm.add_norm, plain_norm.norm_backward
+    from embedtune.kernels.norm import triton
+
+    logger.info("residual and norm: Triton, because the device is CUDA and the dtype %s", dtype)
+    return triton.add_norm, triton.norm_backward
+
+
+@functools.cache
+def choose_activation(device_type: str, dtype: torch.dtype) -> ActivationBackward:
+    """GELU computed again together with its backward."""
+    reason = _triton_refusal(device_type, dtype)
+    if reason is not None:
+        logger.info("activation: torch's operations, because %s", reason)
+        return plain_activation.gelu_and_backward
+    from embedtune.kernels.activation import triton
+
+    logger.info("activation: Triton, because the device is CUDA and the dtype %s", dtype)
+    return triton.gelu_and_backward
+
+
+def _triton_refusal(device_type: str, dtype: torch.dtype) -> str | None:
+    if device_type != "cuda":
+        return f"the device is {device_type}"
+    if dtype not in TRITON_DTYPES:
+        return f"the dtype is {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
     return None

@@ -6,24 +6,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from embedtune.config import AdapterConfig
 from embedtune.errors import ConfigError
-from embedtune.kernels.autocast import compute_dtype, no_autocast
-from embedtune.kernels.linear import fused
 from embedtune.models.encoder import Encoder
+from embedtune.models.linears import ADAPTER, fuse_lora
 from embedtune.models.pissa import save_as_plain_lora
 from embedtune.models.start import load_adapter, read_adapter
 from embedtune.models.targets import adapter_targets, four_bit_layers, may_be_trained, saved_modules, trained_layers
 
-ADAPTER = "default"
 _PEFT_INITS: dict[str, Any] = {"default": True, "loftq": True}
 """PEFT's names of the ways to start an adapter, where they differ; LoftQ's is computed here, on the NF4 weights."""
 _DORA_BLOCK = 64
@@ -110,19 +107,6 @@ def unfreeze(encoder: Encoder, config: AdapterConfig) -> None:
         parameter.requires_grad_(may_be_trained(name, layers))
     for module in list(encoder)[1:]:
         module.requires_grad_(True)
-
-
-def fuse_lora(model: nn.Module) -> int:
-    """Replace the forward of PEFT's LoRA linear layers by the fused one; returns how many layers were replaced.
-
-    Variants that the fused one doesn't know, such as DoRA, keep PEFT's.
-    """
-    count = 0
-    for module in model.modules():
-        if _can_fuse(module):
-            module.forward = partial(_fused_forward, module)  # unlike a bound method it can be pickled
-            count += 1
-    return count
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
@@ -224,37 +208,3 @@ def _refuse_dora_on_ragged_rows(encoder: Encoder, four_bit: Iterable[tuple[str, 
 def _values(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
-
-
-def _can_fuse(module: Any) -> bool:
-    # PEFT has its class for 4-bit layers only where bitsandbytes is installed.
-    return (
-        isinstance(module, LoraLayer)
-        and type(module).__name__ in ("Linear", "Linear4bit")
-        and isinstance(module.get_base_layer(), nn.Linear)
-        and module.active_adapters == [ADAPTER]
-        and ADAPTER not in module.lora_variant
-        and not module.lora_bias[ADAPTER]
-        and not getattr(module, "fan_in_fan_out", False)
-    )
-
-
-def _fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A LoRA layer's forward for inputs of shape (..., I); PEFT's own where the adapter is merged or off."""
-    if self.disable_adapters or self.merged:
-        out: Tensor = type(self).forward(self, x, *args, **kwargs)
-        return out
-    base, dropout = self.get_base_layer(), self.lora_dropout[ADAPTER]
-    x_TI = x.reshape(-1, x.shape[-1]).to(compute_dtype(x))
-    dropped_TI = dropout(x_TI) if self.training and not isinstance(dropout, nn.Identity) else None
-    with no_autocast(x):
-        out_TO = fused.lora_linear(
-            x_TI,
-            dropped_TI,
-            getattr(base, "frozen_weight", base.weight),
-            base.bias,
-            self.lora_A[ADAPTER].weight,
-            self.lora_B[ADAPTER].weight,
-            self.scaling[ADAPTER],
-        )
-    return out_TO.view(*x.shape[:-1], -1)

@@ -1,15 +1,57 @@
 """What differs between architectures, found from the model itself where it can be.
 
-To add a family that needs more, add a row to `_LINEAR_EXCLUSIONS` or a function here, and the family's checkpoint to
-tests/contract.
+To add a family that needs more, add a row to a table or a function here, and the family's checkpoint to tests/contract.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import nn
 
 _NOT_IN_TOKEN_EMBEDDINGS = ("pooler", "lm_head", "classifier")
 """Modules that don't contribute to token embeddings, by a part of their name; they are not trained."""
+
+
+class PostNormLayer(NamedTuple):
+    """Names of the parts of a layer that normalises after each residual."""
+
+    linears: tuple[str, str, str, str, str, str]
+    """Query, key, value, output, up, down."""
+    norms: tuple[str, str]
+    """Behind the attention and behind the feed-forward."""
+
+
+_BERT_LAYER = PostNormLayer(
+    linears=(
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ),
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+)
+POST_NORM_LAYERS = {
+    "BertLayer": _BERT_LAYER,
+    "RobertaLayer": _BERT_LAYER,
+    "XLMRobertaLayer": _BERT_LAYER,
+    "CamembertLayer": _BERT_LAYER,
+    "ElectraLayer": _BERT_LAYER,
+    "TransformerBlock": PostNormLayer(  # DistilBERT's
+        linears=(
+            "attention.q_lin",
+            "attention.k_lin",
+            "attention.v_lin",
+            "attention.out_lin",
+            "ffn.lin1",
+            "ffn.lin2",
+        ),
+        norms=("sa_layer_norm", "output_layer_norm"),
+    ),
+}
+"""Layer class to its parts; these run fused (see `layers`)."""
 
 
 def position_offset(backbone: nn.Module) -> int:

@@ -1,11 +1,11 @@
-"""Packed attention as a few batched matrix products over sequences of similar length.
+"""Packed attention as a few batched matrix products for each length that occurs.
 
-A padded batch wastes 40-60 % of its positions; a loop over sequences wastes the matrix units. Between the two:
-sequences sorted by length are cut into groups whose padding stays under `layout.MAX_PADDING`, and each group is one
-`baddbmm`, one softmax and one `bmm`. torch's own CPU flash backward takes nine times as long in bf16.
+Sequences of the same length, which stand together in a packed batch, are one `baddbmm`, one softmax and one `bmm`, so
+nothing is padded; one that is alone with its length is computed where it lies, without a copy. torch's own CPU flash
+backward takes several times as long.
 
-Shapes: `T` packed tokens, `H` query heads, `K` key/value heads, `D` head size; in a group `N` sequences, `L` its
-longest length, `M` = N * H. A bias for the whole batch has the length of its longest sequence, or more, for `L`.
+Shapes: `T` packed tokens, `H` query heads, `K` key/value heads, `D` head size; in a group `N` sequences of length `L`,
+`M` = N * H. A bias for the whole batch has the length of its longest sequence, or more, for `L`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def packed_attention(
 
 
 class _GroupedAttention(torch.autograd.Function):
-    """Keeps each group's probabilities and recomputes nothing but the padded copies of q, k and v."""
+    """Keeps each group's probabilities and recomputes nothing but the blocks of q, k and v."""
 
     @staticmethod
     def forward(
@@ -63,8 +63,8 @@ class _GroupedAttention(torch.autograd.Function):
         probabilities = []
         for group in layout.groups:
             query_MLD, key_MLD, value_MLD = (_to_block(x_THD, group) for x_THD in (query_THD, key_THD, value_THD))
-            mask_NHLL = _mask(group, visibility, query_THD)
-            probs_MLL = _scores(query_MLD, key_MLD, mask_NHLL, bias_HLL, group.count, scale).softmax(-1)
+            mask_LL = _mask(group.length, visibility, query_THD)
+            probs_MLL = _scores(query_MLD, key_MLD, mask_LL, bias_HLL, group.count, scale).softmax(-1)
             _from_block(torch.bmm(probs_MLL, value_MLD), group, out_THD)
             probabilities.append(probs_MLL)
         ctx.layout, ctx.scale = layout, scale
@@ -98,13 +98,13 @@ class _GroupedAttention(torch.autograd.Function):
 
 
 def _scores(
-    query_MLD: Tensor, key_MLD: Tensor, mask_NHLL: Tensor | None, bias_HLL: Tensor | None, count: int, scale: float
+    query_MLD: Tensor, key_MLD: Tensor, mask_LL: Tensor | None, bias_HLL: Tensor | None, count: int, scale: float
 ) -> Tensor:
     """Scaled scores of a group of `count` sequences, with the mask and the bias added, shape (M, L, L)."""
     block, length = query_MLD.shape[:2]
     if bias_HLL is not None:
         bias_HLL = bias_HLL[:, :length, :length].to(query_MLD.dtype)
-    added = [x for x in (mask_NHLL, bias_HLL) if x is not None]
+    added = [x for x in (mask_LL, bias_HLL) if x is not None]
     if not added:
         return torch.bmm(query_MLD, key_MLD.transpose(1, 2)).mul_(scale)
     # The product is added onto them in place: broadcast over sequences or heads, they take no memory of their own.
@@ -112,44 +112,31 @@ def _scores(
     if len(added) == 1:
         scores_NHLL.copy_(added[0])
     else:
-        torch.add(*added, out=scores_NHLL)
+        torch.add(*added, out=scores_NHLL[0])
+        scores_NHLL[1:].copy_(scores_NHLL[0])
     return scores_NHLL.view(block, length, length).baddbmm_(query_MLD, key_MLD.transpose(1, 2), alpha=scale)
 
 
 def _to_block(x_THD: Tensor, group: Group) -> Tensor:
-    """The group's tokens as a padded block (N * H, L, D); padded positions are zero."""
+    """The group's tokens as a block (N * H, L, D); a view if it is one sequence."""
     tokens_THD = x_THD[group.start : group.stop]
+    if group.count == 1:
+        return tokens_THD.transpose(0, 1)
     heads, size = tokens_THD.shape[1:]
-    if group.slots is not None:
-        padded = tokens_THD.new_zeros(group.count * group.length, heads, size)
-        tokens_THD = padded.index_copy_(0, group.slots, tokens_THD)
     block_NLHD = tokens_THD.reshape(group.count, group.length, heads, size)
     return block_NLHD.transpose(1, 2).reshape(group.count * heads, group.length, size)
 
 
 def _from_block(block_MLD: Tensor, group: Group, out_THD: Tensor) -> None:
-    """Writes a padded block (N * H, L, D) back to the group's tokens, dropping the padded positions."""
+    """Writes a block (N * H, L, D) back to the group's tokens."""
     heads, size = out_THD.shape[1:]
-    block_NLHD = block_MLD.view(group.count, heads, group.length, size).transpose(1, 2)
-    target = out_THD[group.start : group.stop]
-    if group.slots is None:
-        target.view_as(block_NLHD).copy_(block_NLHD)
-    else:
-        flat = block_NLHD.reshape(group.count * group.length, heads, size)
-        torch.index_select(flat, 0, group.slots, out=target)
+    target_NLHD = out_THD[group.start : group.stop].view(group.count, group.length, heads, size)
+    target_NLHD.copy_(block_MLD.view(group.count, heads, group.length, size).transpose(1, 2))
 
 
-def _mask(group: Group, visibility: _Visibility, like: Tensor) -> Tensor | None:
-    """Additive mask, -inf where a key must not be seen, shape (N, 1, 1 or L, L); None if all are seen."""
-    hidden_LL = hidden_positions(group.length, visibility.causal, visibility.window, like.device)
-    if group.padding is None:
-        if hidden_LL is None:
-            return None
-        hidden = hidden_LL[None]
-    elif hidden_LL is None:
-        hidden = group.padding[:, None, :]
-    else:
-        # Behind a window a padded query might see no key at all and turn NaN: its row may see everything.
-        hidden = (hidden_LL | group.padding[:, None, :]) & ~group.padding[:, :, None]
-    mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
-    return mask[:, None].expand(group.count, -1, -1, -1)
+def _mask(length: int, visibility: _Visibility, like: Tensor) -> Tensor | None:
+    """Additive mask, -inf where a key must not be seen, shape (L, L); None if all are seen."""
+    hidden_LL = hidden_positions(length, visibility.causal, visibility.window, like.device)
+    if hidden_LL is None:
+        return None
+    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill_(hidden_LL, float("-inf"))

@@ -1,0 +1,1 @@
+"""Activation functions, with what their backward needs computed in one go."""

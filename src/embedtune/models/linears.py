@@ -1,0 +1,137 @@
+"""Linear layers of a model as the kernels take them, whether plain, in 4 bits or under PEFT's LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from embedtune.kernels.autocast import compute_dtype, no_autocast
+from embedtune.kernels.linear import fused
+from embedtune.kernels.linear.adapted import AdaptedLinear
+from embedtune.kernels.linear.weight import FrozenWeight
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter."""
+
+
+def fuse_lora(model: nn.Module) -> int:
+    """Replace the forward of PEFT's LoRA linear layers by the fused one; returns how many layers were replaced.
+
+    Variants that the fused one doesn't know, such as DoRA, keep PEFT's.
+    """
+    count = 0
+    for module in model.modules():
+        if _can_fuse(module):
+            module.forward = partial(_fused_forward, module)  # unlike a bound method it can be pickled
+            count += 1
+    return count
+
+
+class ReadLinear(NamedTuple):
+    """A frozen linear layer and the adapter on it, as PEFT holds it."""
+
+    weight_OI: FrozenWeight
+    bias_O: Tensor | None
+    lora_a_RI: Tensor | None = None
+    lora_b_OR: Tensor | None = None
+    scaling: float = 1.0
+
+
+def read_linear(module: Any) -> ReadLinear | None:
+    """A linear layer as it is at this moment.
+
+    Returns:
+        None if it is no linear layer, its weight or bias is trained, or its adapter is one that can't be merged into
+        the weight: it has dropout now, is off, or is of a kind that the kernels don't know.
+    """
+    if not isinstance(module, LoraLayer):
+        return _read_frozen(module)
+    layer: Any = module
+    base = _read_frozen(layer.get_base_layer())
+    if base is None or not _is_fused(layer) or layer.disable_adapters or layer.merged:
+        return None
+    if layer.training and not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
+        return None
+    a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return ReadLinear(base.weight_OI, base.bias_O, a_RI, b_OR, layer.scaling[ADAPTER])
+
+
+def adapted_linears(linears: Sequence[ReadLinear], dtype: torch.dtype) -> list[AdaptedLinear]:
+    """The layers as the kernels take them, adapters cast and scaled.
+
+    All adapters are cast in one go, and so are their gradients: one by one, they would be most of a step's launches.
+    """
+    with_adapter = [linear for linear in linears if linear.lora_a_RI is not None]
+    casts = iter(_cast_together([p for linear in with_adapter for p in (linear.lora_a_RI, linear.lora_b_OR)], dtype))
+    adapted = []
+    for linear in linears:
+        adapter: tuple[Tensor | None, Tensor | None] = (None, None)
+        if linear.lora_a_RI is not None:
+            a_RI, b_OR = next(casts), next(casts)
+            # A power of two, as alpha / rank mostly is, scales without rounding.
+            adapter = (a_RI, b_OR if linear.scaling == 1.0 else b_OR * linear.scaling)
+        adapted.append(AdaptedLinear(linear.weight_OI, linear.bias_O, *adapter))
+    return adapted
+
+
+def _cast_together(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        return []
+    flat = torch.cat([tensor.reshape(-1) for tensor in given]).to(dtype)
+    parts = torch.split(flat, [tensor.numel() for tensor in given])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, given, strict=True)]
+
+
+def _read_frozen(module: Any) -> ReadLinear | None:
+    make_weight = getattr(module, "frozen_weight", None)  # of NF4
+    if make_weight is None and type(module) is not nn.Linear:
+        return None
+    trained = make_weight is None and module.weight.requires_grad
+    if trained or (module.bias is not None and module.bias.requires_grad):
+        return None
+    return ReadLinear(module.weight if make_weight is None else make_weight, module.bias)
+
+
+def _is_fused(module: Any) -> bool:
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is _fused_forward
+
+
+def _can_fuse(module: Any) -> bool:
+    # PEFT has its class for 4-bit layers only where bitsandbytes is installed.
+    return (
+        isinstance(module, LoraLayer)
+        and type(module).__name__ in ("Linear", "Linear4bit")
+        and isinstance(module.get_base_layer(), nn.Linear)
+        and module.active_adapters == [ADAPTER]
+        and ADAPTER not in module.lora_variant
+        and not module.lora_bias[ADAPTER]
+        and not getattr(module, "fan_in_fan_out", False)
+    )
+
+
+def _fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A LoRA layer's forward for inputs of shape (..., I); PEFT's own where the adapter is merged or off."""
+    if self.disable_adapters or self.merged:
+        out: Tensor = type(self).forward(self, x, *args, **kwargs)
+        return out
+    base, dropout = self.get_base_layer(), self.lora_dropout[ADAPTER]
+    x_TI = x.reshape(-1, x.shape[-1]).to(compute_dtype(x))
+    dropped_TI = dropout(x_TI) if self.training and not isinstance(dropout, nn.Identity) else None
+    with no_autocast(x):
+        out_TO = fused.lora_linear(
+            x_TI,
+            dropped_TI,
+            getattr(base, "frozen_weight", base.weight),
+            base.bias,
+            self.lora_A[ADAPTER].weight,
+            self.lora_B[ADAPTER].weight,
+            self.scaling[ADAPTER],
+        )
+    return out_TO.view(*x.shape[:-1], -1)

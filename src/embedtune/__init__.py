@@ -15,9 +15,10 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from embedtune.data.prepare import Splits, prepare, write_splits
+    from embedtune.encoding import encode_file
     from embedtune.errors import EmbedtuneError, RunError, TrainingInterrupted, UserError
     from embedtune.evaluation.run import compare
-    from embedtune.inference import encode_file, evaluate_models
+    from embedtune.inference import evaluate_models
     from embedtune.models.adapters import attach_adapter, make_trainable, trainable_parameters
     from embedtune.models.encoder import Encoder
     from embedtune.models.load import load_encoder
@@ -29,9 +30,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "config": ("AdapterConfig", "DataConfig", "ModelConfig", "OutputConfig", "TrainConfig", "TrainingConfig"),
     "data.prepare": ("Splits", "prepare", "write_splits"),
+    "encoding": ("encode_file",),
     "errors": ("EmbedtuneError", "RunError", "TrainingInterrupted", "UserError"),
     "evaluation.run": ("compare",),
-    "inference": ("encode_file", "evaluate_models"),
+    "inference": ("evaluate_models",),
     "models.adapters": ("attach_adapter", "make_trainable", "trainable_parameters"),
     "models.encoder": ("Encoder",),
     "models.load": ("load_encoder",),

@@ -1,31 +1,23 @@
-"""What is done with a finished model: measure it on a test file, embed the texts of a file."""
+"""Measure a finished model on a test file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from torch import Tensor
 
 from embedtune import stages
-from embedtune.atomic import replacing
 from embedtune.config import DataConfig, ModelConfig
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.read import Columns, read, read_passages
-from embedtune.errors import DataError, OutputError
+from embedtune.errors import OutputError
 from embedtune.evaluation.run import RetrievalTask, compare, evaluate_bm25, retrieval_task
 from embedtune.export.run_folder import write_json
-from embedtune.models.encoder import Role
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import build_results, environment
-
-VECTOR_SUFFIXES = (".npy", ".parquet")
 
 
 def evaluate_models(
@@ -82,44 +74,6 @@ def evaluate_models(
     return results
 
 
-def encode_file(
-    model: ModelConfig,
-    source: str,
-    out: Path,
-    *,
-    column: str | None = None,
-    role: Role = "passage",
-    reporter: Reporter | None = None,
-) -> tuple[int, int]:
-    """Embed every text of a file, in its order, and write the embeddings.
-
-    Args:
-        model: `base` is the model to embed with.
-        source: a file of texts, in any form that `--corpus` takes.
-        out: `.npy`, a float32 matrix, or `.parquet` with the columns text and embedding.
-        column: of the texts, if its name is not recognised.
-        role: which of the model's prompts to use.
-        reporter: is told how it goes.
-
-    Returns:
-        The number of texts and the size of an embedding.
-
-    Raises:
-        UserError: the file, the model or the output can't be used.
-    """
-    reporter = reporter or SilentReporter()
-    if out.suffix not in VECTOR_SUFFIXES:
-        raise OutputError(f"--out {out}: got '{out.suffix}', expected .npy or .parquet.")
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
-    texts = _texts(read_passages(source, column=column), source)
-    encoder = stages.load(model, reporter)
-    with reporter.counting("encoding", len(texts)) as advance:
-        embeddings_NE = encoder.embed_all(encoder.token_table(texts, role), on_progress=advance)
-    _write_vectors(out, texts, embeddings_NE)
-    return len(texts), embeddings_NE.shape[1]
-
-
 def _test_collection(data: DataConfig) -> tuple[Collection, RetrievalTask, dict[str, int]]:
     assert data.test is not None
     builder = CollectionBuilder()
@@ -130,25 +84,3 @@ def _test_collection(data: DataConfig) -> tuple[Collection, RetrievalTask, dict[
     collection = builder.finish()
     task = retrieval_task(collection, test.pairs.query_ids, np.arange(len(collection.passages)))
     return collection, task, dict(test.dropped)
-
-
-def _texts(values: Iterable[object], source: str) -> list[str]:
-    texts = []
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, str):
-            raise DataError(f"'{source}': text {number} is {value!r}, expected a string.")
-        texts.append(value)
-    return texts
-
-
-def _write_vectors(out: Path, texts: list[str], embeddings_NE: Tensor) -> None:
-    vectors = embeddings_NE.numpy()
-    try:
-        with replacing(out) as unfinished, open(unfinished, "wb") as stream:
-            if out.suffix == ".npy":
-                np.save(stream, vectors)
-            else:
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-                pq.write_table(pa.table({"text": texts, "embedding": flat}), stream)
-    except OSError as error:
-        raise OutputError(f"--out {out} can't be written: {error.strerror or error}.") from error

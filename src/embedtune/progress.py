@@ -19,8 +19,8 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Something that the user should look at."""
 
-    def counting(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Opens a count up to `total`; the callable is told how many more are done."""
+    def counting(self, label: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """Opens a count up to `total`, or an open one if None; the callable is told how many more are done."""
         ...
 
     def training(self, *, done: int, steps: int) -> AbstractContextManager[TrainingReporter]:
@@ -50,7 +50,7 @@ class SilentReporter:
     def warn(self, text: str) -> None:
         pass
 
-    def counting(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def counting(self, label: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(lambda done: None)
 
     def training(self, *, done: int, steps: int) -> AbstractContextManager[TrainingReporter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -152,9 +153,16 @@ def test_csv_quoting_errors(tmp_path: Path, row: bytes) -> None:
 def test_csv_field_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"anchor,positive\nq,{'x' * 1_000_000}\n")
-    assert len(str(csv_records(path)[0].fields["positive"])) == 1_000_000
+    assert len(str(next(csv_records(path)).fields["positive"])) == 1_000_000
     message = message_for(path, b"anchor,positive\nq," + b"x" * (MAX_FIELD_CHARACTERS + 1))
     assert "10,000,000 characters" in message
+
+
+def test_between_two_csv_rows_the_limit_of_a_field_is_everybody_elses(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"anchor,positive\nq1,p1\nq2,p2\n")
+    limit = csv.field_size_limit()
+    for _ in csv_records(tmp_path / "a.csv"):
+        assert csv.field_size_limit() == limit
 
 
 def test_csv_header_with_a_column_twice(tmp_path: Path) -> None:

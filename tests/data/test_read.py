@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedtune.data.read import Columns, available_splits, read, read_passages
+from embedtune.data.read import RECOGNISED_BY, Columns, available_splits, read, read_passages, stream_passages
 from embedtune.errors import DataError
 
 RECORDS = [
@@ -173,3 +175,85 @@ def test_passage_column_not_recognised(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", {"body": "p"})
     with pytest.raises(DataError, match=r"Columns found: 'body'.*text, passage"):
         read_passages(source)
+
+
+@pytest.mark.parametrize("suffix", [*WRITERS, ".txt"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_streamed_passages_are_the_same(tmp_path: Path, suffix: str, packed: bool) -> None:
+    path = tmp_path / f"passages{suffix}"
+    WRITERS.get(suffix, lambda path: path.write_text("one\n\ntwo\n"))(path)
+    if packed:
+        (tmp_path / f"passages{suffix}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path = tmp_path / f"passages{suffix}.gz"
+    assert list(stream_passages(str(path))) == read_passages(str(path))
+    if suffix != ".txt":
+        assert list(stream_passages(str(path), column="anchor")) == ["What is über?", "什么是检索"]
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "row", "fault", "message"),
+    [
+        ("a.txt", "", "text {}\n", "\0\n", "line 3001: a NUL byte"),
+        ("a.jsonl", "", '{{"text": "text {}"}}\n', "no JSON\n", "line 3001: not valid JSON"),
+        ("a.csv", "text\n", "text {}\n", "a,b\n", "line 3002: 2 fields; expected 1"),
+        ("a.tsv", "text\n", "text {}\n", "a\tb\n", "line 3002: 2 fields; expected 1"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_streamed_passages_come_before_the_fault_of_a_later_line(
+    tmp_path: Path, name: str, head: str, row: str, fault: str, message: str, packed: bool
+) -> None:
+    content = (head + "".join(row.format(number) for number in range(3000)) + fault).encode()
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    passages = stream_passages(str(path))
+    assert [next(passages) for _ in range(3000)] == [f"text {number}" for number in range(3000)]
+    with pytest.raises(DataError, match=message):
+        next(passages)
+
+
+def test_of_parquet_only_the_passages_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"text {number}" for number in range(20_000)]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([float("nan")] * 40_000), 2)
+    pq.write_table(pa.table({"vector": vectors, "a.b": texts}), path)
+    damaged = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).dictionary_page_offset
+    damaged[start : start + 20] = bytes(20)
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="can't be read as Parquet"):
+        read_passages(str(path), column="vector")
+    assert list(stream_passages(str(path), column="a.b")) == texts == read_passages(str(path), column="a.b")
+
+
+def test_a_row_group_of_parquet_is_never_in_memory_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [os.urandom(125).hex() for _ in range(40_000)]}), path)
+    assert pq.ParquetFile(path).num_row_groups == 1
+    next(stream_passages(str(path)))
+    tracemalloc.start()
+    assert sum(1 for _ in stream_passages(str(path))) == 40_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
+
+
+def test_a_beir_corpus_file_whose_titles_come_late(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"_id": str(number), "text": "Text."} for number in range(RECOGNISED_BY + 1)]
+    source = jsonl(tmp_path / "corpus.jsonl", *rows, {"_id": "last", "title": "Title.", "text": "Text."})
+    assert list(stream_passages(source)) == ["Text."] * (RECOGNISED_BY + 1) + ["Title. Text."] == read_passages(source)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "corpus.parquet")
+    assert list(stream_passages(str(tmp_path / "corpus.parquet"))) == ["Text."] * (RECOGNISED_BY + 1)
+
+
+def test_streamed_sources_that_are_faulty_from_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "empty.csv").write_text("text\n")
+    for source, message in [
+        (str(tmp_path / "empty.txt"), "no passages"),
+        (str(tmp_path / "empty.csv"), "no rows"),
+        (jsonl(tmp_path / "a.jsonl", {"body": "p"}), "Columns found: 'body'"),
+        (str(tmp_path / "nowhere.jsonl"), "No such file"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            list(stream_passages(source))

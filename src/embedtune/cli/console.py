@@ -37,8 +37,8 @@ class Console:
         self._rich.print(f"  note: {text}", markup=False, style="yellow", soft_wrap=True)
 
     @contextmanager
-    def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        with self._bar("{task.completed:,.0f}/{task.total:,.0f}") as bar:
+    def counting(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        with self._bar("{task.completed:,.0f}" if total is None else "{task.completed:,.0f}/{task.total:,.0f}") as bar:
             task = bar.add_task(f"  {label}", total=total)
             yield lambda done: bar.advance(task, done)
 

@@ -20,7 +20,7 @@ class EncodeOptions:
     model: Annotated[str, tyro.conf.Positional]
     """Hub id or folder of a Sentence Transformers model or a bare checkpoint."""
     input: Annotated[str, tyro.conf.Positional]
-    """Texts: .txt (one a line), .jsonl, .json, .csv, .tsv or .parquet, each also .gz."""
+    """Texts: .txt (one a line), .jsonl, .json, .csv, .tsv or .parquet, each also .gz. All but .json are streamed."""
     out: Path
     """File to write: .npy (a float32 matrix) or .parquet (columns text and embedding)."""
     column: str | None = None
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     console = Console()
     console.note("loading libraries")
     from embedtune.config import ModelConfig
-    from embedtune.inference import encode_file
+    from embedtune.encoding import encode_file
 
     model = ModelConfig(
         base=options.model,

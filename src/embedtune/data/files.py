@@ -1,6 +1,7 @@
 """Tabular files to records: JSON Lines, JSON, CSV, TSV and Parquet, each plain or gzipped.
 
-Every fault of a file becomes one `DataError` that names the file, the line, and what to do about it.
+All but JSON are read bit by bit, as their records are asked for. Every fault of a file becomes one `DataError` that
+names the file, the line, and what to do about it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import gzip
 import io
 import json
 import os
+import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from embedtune.errors import DataError
 
@@ -24,6 +27,10 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KNOWN_SUFFIXES = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, each also with .gz"
 MAX_FIELD_CHARACTERS = 10_000_000
 """Longest CSV field; a quote that is never closed would otherwise swallow the rest of the file."""
+PARQUET_BATCH = 4_096
+"""Rows of a Parquet file that are Python objects at a time."""
+PARQUET_BUFFER = 2**20
+"""Bytes of a Parquet column read at a time; by default it is all that a row group has, often the whole file."""
 
 
 class Record(NamedTuple):
@@ -208,45 +215,43 @@ def _shortened(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def csv_records(path: Path) -> list[Record]:
+def csv_records(path: Path) -> Iterator[Record]:
     """The rows under the header of a CSV or TSV file; blank lines are skipped.
 
     Raises:
         DataError: a row has more or fewer fields than the header, or breaks the quoting rules.
     """
-    limit_before = csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    try:
-        return _csv_records(path)
-    finally:
-        csv.field_size_limit(limit_before)
-
-
-def _csv_records(path: Path) -> list[Record]:
     lines = (line for _, line in text_lines(path))
     first = next(lines, "")
     reader = csv.reader(chain([first], lines), delimiter=_delimiter(path, first), strict=True)
     header: list[str] = []
-    records: list[Record] = []
     start = 1
+    while (fields := _next_row(reader, path, start)) is not None:
+        if fields and not header:
+            header = _checked_header(fields, path)
+        elif fields:
+            if len(fields) != len(header):
+                raise DataError(
+                    f"'{path}', line {start}: {len(fields)} fields; expected {len(header)} as in the "
+                    f"header ({_names(header)}). Put a field that holds the delimiter in double quotes."
+                )
+            yield Record(f"{path.name}:{start}", dict(zip(header, fields, strict=True)))
+        start = reader.line_num + 1
+
+
+def _next_row(reader: Iterator[list[str]], path: Path, start: int) -> list[str] | None:
+    # The limit is the whole process's, and between two rows anybody's code may run.
+    limit_before = csv.field_size_limit(MAX_FIELD_CHARACTERS)
     try:
-        for fields in reader:
-            if fields and not header:
-                header = _checked_header(fields, path)
-            elif fields:
-                if len(fields) != len(header):
-                    raise DataError(
-                        f"'{path}', line {start}: {len(fields)} fields; expected {len(header)} as in the "
-                        f"header ({_names(header)}). Put a field that holds the delimiter in double quotes."
-                    )
-                records.append(Record(f"{path.name}:{start}", dict(zip(header, fields, strict=True))))
-            start = reader.line_num + 1
+        return next(reader, None)
     except csv.Error as error:
         raise DataError(
             f"'{path}', the row that starts at line {start}: not valid CSV ({error}). A field with "
             f'quotes, delimiters or line breaks goes in double quotes, a quote inside it is written "", '
             f"and a field has at most {MAX_FIELD_CHARACTERS:,} characters."
         ) from error
-    return records
+    finally:
+        csv.field_size_limit(limit_before)
 
 
 def _delimiter(path: Path, header: str) -> str:
@@ -267,29 +272,60 @@ def _names(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:20]) + (", ..." if len(names) > 20 else "")
 
 
-def parquet_records(path: Path) -> Iterator[Record]:
-    """The rows of a Parquet file, numbered from 1.
+def parquet_columns(path: Path) -> list[str]:
+    """The names of a Parquet file's columns.
 
     Raises:
         DataError: it isn't a whole Parquet file.
     """
+    with _parquet_file(path, lambda: 0) as file:
+        names: list[str] = file.schema_arrow.names
+        return names
+
+
+def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record]:
+    """The rows of a Parquet file, numbered from 1.
+
+    Args:
+        path: the file.
+        columns: those to read; all by default.
+
+    Raises:
+        DataError: it isn't a whole Parquet file.
+    """
+    number = 0
+    with _parquet_file(path, lambda: number) as file:
+        for batch in file.iter_batches(PARQUET_BATCH, columns=columns):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Record(f"{path.name}:{number}", fields)
+
+
+@contextmanager
+def _parquet_file(path: Path, rows_read: Callable[[], int]) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_bytes(path) as stream:
-        content = pa.BufferReader(stream.read()) if path.name.lower().endswith(".gz") else stream
-        number = 0
+    with open_bytes(path) as stream, _seekable(stream, path) as content:
         try:
-            for batch in pq.ParquetFile(content).iter_batches():
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Record(f"{path.name}:{number}", fields)
+            yield pq.ParquetFile(content, buffer_size=PARQUET_BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
-                f"'{path}' can't be read as Parquet after {number} rows ({reason}). "
+                f"'{path}' can't be read as Parquet after {rows_read()} rows ({reason}). "
                 f"Is it a whole Parquet file? Download or write it again."
             ) from error
+
+
+@contextmanager
+def _seekable(stream: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
+    """The bytes where one can jump about in them: a packed file is unpacked to a temporary one."""
+    if not path.name.lower().endswith(".gz"):
+        yield stream
+        return
+    with tempfile.TemporaryFile() as unpacked:
+        shutil.copyfileobj(stream, unpacked)
+        yield unpacked
 
 
 def read_records(path: Path) -> list[Record]:
@@ -298,18 +334,37 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         DataError: the suffix isn't known, the file is broken, or it has no rows.
     """
+    return list(iter_records(path))
+
+
+def iter_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record]:
+    """The records of a tabular file, read as they are asked for; a `.json` file is read at once.
+
+    Args:
+        path: the file.
+        columns: those to read of a Parquet file; all by default. Other forms are read whole rows at a time.
+
+    Raises:
+        DataError: the suffix isn't known, the file is broken, or it has no rows.
+    """
     suffix = bare_suffix(path.name)
+    records: Iterable[Record]
     if suffix == ".jsonl":
-        records = list(json_lines(path))
+        records = json_lines(path)
     elif suffix == ".json":
         records = json_records(load_json(path), path)
     elif suffix in (".csv", ".tsv"):
         records = csv_records(path)
     elif suffix == ".parquet":
-        records = list(parquet_records(path))
+        records = parquet_records(path, columns)
     else:
         raise DataError(f"'{path}' has the suffix '{suffix}'; expected {KNOWN_SUFFIXES}.")
-    return require_rows(records, path)
+    empty = True
+    for record in records:
+        empty = False
+        yield record
+    if empty:
+        raise _no_rows(path)
 
 
 def require_rows(records: list[Record], path: Path) -> list[Record]:
@@ -319,5 +374,9 @@ def require_rows(records: list[Record], path: Path) -> list[Record]:
         DataError: there are none.
     """
     if not records:
-        raise DataError(f"'{path}' has no rows; expected at least one with a question and a passage.")
+        raise _no_rows(path)
     return records
+
+
+def _no_rows(path: Path) -> DataError:
+    return DataError(f"'{path}' has no rows; expected at least one with a question and a passage.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +24,11 @@ from embedtune.data.files import (
     SUFFIXES,
     Record,
     bare_suffix,
+    iter_records,
     json_records,
     load_json,
     no_such_file,
+    parquet_columns,
     read_records,
     require_rows,
     text_lines,
@@ -32,10 +36,13 @@ from embedtune.data.files import (
 from embedtune.data.table import Columns, Row, Split, Table, known_splits
 from embedtune.errors import DataError
 
-__all__ = ["Columns", "Row", "Split", "Table", "available_splits", "read", "read_passages"]
+__all__ = ["Columns", "Row", "Split", "Table", "available_splits", "read", "read_passages", "stream_passages"]
 
 BY_NAME = Columns()
 """Both columns recognised by their names."""
+
+RECOGNISED_BY = 1_000
+"""Rows of a streamed file among whose columns that of the passages is looked for."""
 
 _Kind = Literal["file", "folder", "hub"]
 
@@ -88,27 +95,59 @@ def read_passages(source: str, *, column: str | None = None) -> list[object]:
     Args:
         source: Any source that `read` takes, or a `.txt` file with a passage a line. Of a BEIR folder or a
             LlamaIndex file the corpus is taken, of a hub data set the train split.
-        column: The column of the passages; by default recognised by its name. A file with `_id`, `title` and
-            `text` is a BEIR corpus: title and text together are the passage.
+        column: The column of the passages; by default recognised by its name. A file with `_id` and `text` is a BEIR
+            corpus: title, if there is one, and text together are the passage.
 
     Raises:
         DataError: the source can't be found or read, has no passages, or its column isn't recognised.
     """
+    return list(_passages(source, column, recognised_by=None))
+
+
+def stream_passages(source: str, *, column: str | None = None) -> Iterator[object]:
+    """As `read_passages`, but read bit by bit as the passages are asked for.
+
+    A `.json` file, a LlamaIndex file and a BEIR folder are read at once all the same.
+
+    Args:
+        source: As in `read_passages`.
+        column: As in `read_passages`, except that of JSON Lines only the first rows tell which columns there are. That
+            makes no difference where every row has a passage: its column is in the first row then.
+
+    Raises:
+        DataError: as in `read_passages`; of a line, when it is its turn.
+    """
+    return _passages(source, column, recognised_by=RECOGNISED_BY)
+
+
+def _passages(source: str, column: str | None, *, recognised_by: int | None) -> Iterator[object]:
     path = Path(os.path.expanduser(source))
-    if bare_suffix(path.name) == ".txt" and path.is_file():
+    suffix = bare_suffix(path.name)
+    if suffix == ".txt" and path.exists() and not path.is_dir():
         return _text_passages(path)
     kind = _kind(source)
     if kind == "folder":
-        return corpora.read_beir_corpus(path)
+        return iter(corpora.read_beir_corpus(path))
     if kind == "hub":
         dataset = hub.load_split(source, "train")
-        return _column_passages(list(hub.dataset_records(dataset, dataset.column_names, source)), column, source)
-    if bare_suffix(path.name) == ".json":
+        names: list[str] = dataset.column_names
+        columns = _passage_columns(names, column, source)
+        needed = [name for name in columns if name in names]
+        return _cells(hub.dataset_records(dataset, needed, source), columns)
+    if suffix == ".parquet":
+        columns = _passage_columns(parquet_columns(path), column, source)
+        return _cells(iter_records(path, columns), columns)
+    records: Iterator[Record]
+    if suffix == ".json":
         content = load_json(path)
         if corpora.is_llamaindex(content):
-            return corpora.llamaindex_corpus(content, path)
-        return _column_passages(require_rows(json_records(content, path), path), column, source)
-    return _column_passages(read_records(path), column, source)
+            return iter(corpora.llamaindex_corpus(content, path))
+        records = iter(require_rows(json_records(content, path), path))
+    else:
+        records = iter_records(path)
+    first = list(islice(records, recognised_by))
+    columns = _passage_columns(column_names(first), column, source)
+    return _cells(chain(first, records), columns)
 
 
 def _kind(source: str) -> _Kind:
@@ -156,17 +195,20 @@ def _hub_table(source: str, asked: Columns, split: Split) -> Table:
     return Table(rows=rows_of(records, columns, names), source=source, columns=columns)
 
 
-def _text_passages(path: Path) -> list[object]:
-    passages: list[object] = [line.strip() for _, line in text_lines(path) if line.strip()]
-    if not passages:
+def _text_passages(path: Path) -> Iterator[object]:
+    empty = True
+    for _, line in text_lines(path):
+        if text := line.strip():
+            empty = False
+            yield text
+    if empty:
         raise DataError(f"'{path}' has no passages; expected one a line.")
-    return passages
 
 
-def _column_passages(records: list[Record], column: str | None, source: str) -> list[object]:
-    names = column_names(records)
-    if column is None and {"_id", "title", "text"} <= set(names):
-        return [corpora.titled_text(record.fields) for record in records]
+def _passage_columns(names: Sequence[str], column: str | None, source: str) -> list[str]:
+    """The columns that make a passage: title and text of a BEIR corpus, whose rows need no title, or one column."""
+    if column is None and {"_id", "text"} <= set(names):
+        return ["title", "text"]
     if column is not None:
         column = given_column(names, column, "--column", source)
     else:
@@ -177,5 +219,16 @@ def _column_passages(records: list[Record], column: str | None, source: str) -> 
             f"Expected one of: {', '.join(PASSAGE_NAMES)}. "
             "Rename that column to 'text', or, to encode, type:  --column NAME"
         )
-    cells = (record.fields.get(column) for record in records)
-    return [text for cell in cells for text in (cell if isinstance(cell, list) else [cell])]
+    return [column]
+
+
+def _cells(records: Iterable[Record], columns: Sequence[str]) -> Iterator[object]:
+    """The passages of the records, in those columns; a list without a title is several."""
+    for record in records:
+        cell = record.fields.get(columns[-1])
+        if "title" in record.fields and len(columns) > 1:
+            yield corpora.titled_text(record.fields)
+        elif isinstance(cell, list):
+            yield from cell
+        else:
+            yield cell

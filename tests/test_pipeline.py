@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,6 +141,38 @@ def test_stopped_and_resumed_ends_like_one_never_stopped(config: TrainConfig, tm
     assert resumed["tuned"] == whole["tuned"]
     assert resumed["train"]["loss"] == whole["train"]["loss"]
     assert _adapter(tmp_path / "stopped").equals(_adapter(config.output.out))
+
+
+class Notes(SilentReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_what_goes_through_at_a_time_is_found_once_and_kept(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With so little memory that gradients are cached; the run goes on the same where there is more."""
+    monkeypatch.setattr("embedtune.training.budget.free_bytes", lambda device: 0)
+    reporter = Notes()
+    whole = train(config, reporter)
+    saved = load_toml(config.output.out / "config.toml").training
+    assert saved.micro_batch_tokens == 256
+    note = r"a batch of 16 pairs takes up to \d{3} tokens; 256 at a time fit the memory, so gradients are cached"
+    assert [text for text in reporter.notes if re.fullmatch(note, text)]
+    broken_off = replace(config, output=replace(config.output, out=tmp_path / "stopped"))
+    with pytest.raises(TrainingInterrupted, match="step 3 of 6"):
+        train(broken_off, StopsAfter(3))
+    monkeypatch.undo()
+    resumed = train(replace(broken_off, output=replace(broken_off.output, resume=True)))
+    assert resumed["train"]["loss"] == whole["train"]["loss"]
+    assert _adapter(tmp_path / "stopped").equals(_adapter(config.output.out))
+    reporter = Notes()
+    at_once = train(replace(config, output=replace(config.output, out=tmp_path / "at once")), reporter)
+    assert not [text for text in reporter.notes if "cached" in text]
+    assert at_once["train"]["loss"] == pytest.approx(whole["train"]["loss"], rel=1e-3)
 
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {

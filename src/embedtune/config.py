@@ -191,7 +191,8 @@ class TrainingConfig:
     """The loss, the optimiser and the steps."""
 
     lr: float | None = None
-    """Peak learning rate; 2e-3 for adapters and 1e-4 for full fine-tuning if not given."""
+    """Peak learning rate; 2e-3 for adapters, 5e-4 for those with the PiSSA start and 1e-4 for full fine-tuning if not
+    given."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or bitsandbytes' AdamW with moments in 8 bits."""
     batch_size: int | None = None
@@ -202,6 +203,9 @@ class TrainingConfig:
     """Optimiser steps to take, instead of `epochs`."""
     accumulate: int = 1
     """Contrastive batches whose gradients make one optimiser step. It does not add in-batch negatives."""
+    micro_batch_tokens: int | None = None
+    """Tokens that go through the encoder at a time, in training; more negatives than memory allows come from gradient
+    caching. Found from the free memory if not given."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_fraction: float = 0.1
@@ -234,7 +238,7 @@ class TrainingConfig:
         if self.batch_size is not None:
             _require(self.batch_size >= 2, "batch-size", self.batch_size, "2 or more pairs")
         _require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
-        for name in ("max_steps", "eval_steps", "patience"):
+        for name in ("max_steps", "eval_steps", "patience", "micro_batch_tokens"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")
         _require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more batches")

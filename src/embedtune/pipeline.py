@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from embedtune import stages
-from embedtune.config import TrainConfig, to_toml
+from embedtune.config import TrainConfig, load_toml, to_toml
 from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits, prepare, write_splits
 from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_bm25
@@ -24,6 +24,7 @@ from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
+from embedtune.training.budget import fitting_tokens
 from embedtune.training.checkpoint import Progress
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
@@ -54,7 +55,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Data")
     splits = prepare(config.data, seed=seed)
-    plan = make_plan(config.training, len(splits.train), method=config.adapter.method)
+    plan = make_plan(config.training, len(splits.train), method=config.adapter.method, init=config.adapter.init)
     _report_splits(splits, reporter)
 
     reporter.stage("Base model")
@@ -72,6 +73,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
+    config = _fit_memory(config, folder if resume else None, encoder, splits, texts)
     # Nothing is written until all that can be wrong with the input has been looked at.
     folder.create()
     write_text(folder.config, to_toml(config))
@@ -114,6 +116,17 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
         adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),
     )
+
+
+def _fit_memory(
+    config: TrainConfig, resumed: RunFolder | None, encoder: Encoder, splits: Splits, texts: stages.Texts
+) -> TrainConfig:
+    """The config with the tokens that a step takes at a time; a resumed run's are what they were when it began."""
+    tokens = config.training.micro_batch_tokens
+    if tokens is None and resumed is not None:
+        tokens = load_toml(resumed.config).training.micro_batch_tokens
+    tokens = tokens or fitting_tokens(encoder, splits.train, texts.queries, texts.passages)
+    return replace(config, training=replace(config.training, micro_batch_tokens=tokens))
 
 
 def _absolute(source: str | None) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from embedtune.config import ModelConfig, TrainingConfig
+from embedtune.data.batches import epoch_batches
 from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
@@ -15,9 +16,11 @@ from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddi
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.budget import fitting_tokens
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.contrastive import ContrastiveObjective
+from embedtune.training.contrastive import ContrastiveObjective, tokens_of_rows
 from embedtune.training.loop import Trainer
+from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import Plan, make_plan
 
 
@@ -112,7 +115,9 @@ def build_trainer(
         reporter: is told how it goes.
     """
     reporter = reporter or SilentReporter()
-    plan = plan or make_plan(config, len(splits.train), method="full" if encoder.adapter is None else "lora")
+    plan = plan or _plan(encoder, config, len(splits.train))
+    tokens = config.micro_batch_tokens or fitting_tokens(encoder, splits.train, texts.queries, texts.passages)
+    micro_batch = MicroBatch(tokens)
     objective = ContrastiveObjective(
         encoder=encoder,
         pairs=splits.train,
@@ -121,14 +126,11 @@ def build_trainer(
         passage_tokens=texts.passages,
         scale=config.scale,
         both_directions=config.both_directions,
+        micro_batch=micro_batch,
     )
     dev = dev_task(splits, size=config.dev_corpus, seed=seed)
-    accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
-    reporter.note(
-        f"{plan.steps:,} steps of {plan.batch_size} pairs ({plan.batch_size - 1} in-batch negatives each"
-        f"{accumulated}), learning rate {plan.lr:g} after {plan.warmup_steps} warm-up steps, "
-        f"dev {config.metric} every {plan.eval_steps} steps among {len(dev.passage_ids):,} passages"
-    )
+    _report_plan(plan, config, len(dev.passage_ids), reporter)
+    _report_micro_batches(plan, tokens, splits, texts, seed, reporter)
     return Trainer(
         model=encoder,
         objective=objective,
@@ -141,4 +143,36 @@ def build_trainer(
         log_folder=out,
         reporter=reporter,
         mixed_precision="fp16" if encoder.source.precision == "fp16" else "no",
+        micro_batch=micro_batch,
     )
+
+
+def _report_plan(plan: Plan, config: TrainingConfig, dev_passages: int, reporter: Reporter) -> None:
+    accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
+    reporter.note(
+        f"{plan.steps:,} steps of {plan.batch_size} pairs ({plan.batch_size - 1} in-batch negatives each"
+        f"{accumulated}), learning rate {plan.lr:g} after {plan.warmup_steps} warm-up steps, "
+        f"dev {config.metric} every {plan.eval_steps} steps among {dev_passages:,} passages"
+    )
+
+
+def _report_micro_batches(
+    plan: Plan, micro_batch_tokens: int, splits: Splits, texts: Texts, seed: int, reporter: Reporter
+) -> None:
+    """Say so if there will be any: if not all batches of an epoch go through the encoder in one piece."""
+    tokens_N = tokens_of_rows(splits.train, texts.queries, texts.passages)
+    batches = epoch_batches(splits.train, batch_size=plan.batch_size, seed=seed, epoch=0)
+    largest = max(int(tokens_N[rows].sum()) for rows in batches)
+    if largest > micro_batch_tokens:
+        reporter.note(
+            f"a batch of {plan.batch_size:,} pairs takes up to {largest:,} tokens; {micro_batch_tokens:,} at a time "
+            "fit the memory, so gradients are cached"
+        )
+
+
+def _plan(encoder: Encoder, config: TrainingConfig, pairs: int) -> Plan:
+    """The plan for what was made trainable."""
+    if encoder.adapter is None:
+        return make_plan(config, pairs, method="full")
+    started = encoder.adapter.active_peft_config.init_lora_weights
+    return make_plan(config, pairs, init="pissa" if started == "pissa" else "default")

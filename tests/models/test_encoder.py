@@ -157,6 +157,45 @@ def test_a_text_longer_than_a_whole_forward(
     assert_close(encoder.embed_all(tokens), expected_NE)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_where_memory_runs_out_less_is_embedded_at_a_time(
+    packed: bool,
+    st_folder: Path,
+    sentences: list[str],
+    load: Callable[..., Encoder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = load(st_folder)
+    encoder.packed = packed
+    tokens = encoder.token_table(sentences[:60], "passage")
+    expected_NE = encoder.embed_all(tokens)
+    embed, seen, done = encoder.embed, list[int](), list[int]()
+
+    def embed_with_little_memory(texts: Sequence[Any]) -> Tensor:
+        seen.append(sum(map(len, texts)))
+        if seen[-1] > 300:
+            torch.empty(2**48, dtype=torch.uint8)
+        return embed(texts)
+
+    monkeypatch.setattr(encoder, "embed", embed_with_little_memory)
+    assert_close(encoder.embed_all(tokens, on_progress=done.append), expected_NE)
+    assert sum(done) == 60
+    assert seen[0] == tokens.lengths_N.sum() > 1000
+    assert sum(size > 300 for size in seen) <= 4
+    seen.clear()
+    encoder.embed_all(tokens)
+    assert max(seen) <= 300
+
+
+def test_a_text_that_does_not_fit_alone_is_an_error(
+    st_folder: Path, load: Callable[..., Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load(st_folder)
+    monkeypatch.setattr(encoder, "embed", lambda texts: torch.empty(2**48, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="memory"):
+        encoder.embed_all(encoder.token_table(["bador", "sholat"], "passage"))
+
+
 def test_no_texts(st_folder: Path, load: Callable[..., Encoder]) -> None:
     encoder = load(st_folder)
     assert encoder.embed_all(encoder.token_table([], "passage")).shape == (0, 32)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,12 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 
+from embedtune.config import AdapterConfig
 from embedtune.errors import ModelError
+from embedtune.models.adapters import attach_adapter
 from embedtune.models.encoder import Encoder
 
 CPU = torch.device("cpu")
@@ -70,6 +76,63 @@ def test_folder_without_a_model(tmp_path: Path, load: Callable[..., Encoder]) ->
     (tmp_path / "notes.txt").write_text("no model here")
     with pytest.raises(ModelError, match=r"it holds no config\.json"):
         load(str(tmp_path))
+
+
+@pytest.fixture
+def adapter_in_st_folder(st_folder: Path, tmp_path: Path) -> Path:
+    """A model with an adapter that is not merged, as Sentence Transformers saves it: the adapter, its base left out."""
+    model = SentenceTransformer(str(st_folder), device="cpu")
+    model.add_adapter(LoraConfig(r=4, target_modules=["query"], init_lora_weights=False))
+    model.save_pretrained(str(tmp_path / "adapted"), create_model_card=False)
+    return tmp_path / "adapted"
+
+
+def test_an_adapter_is_no_model(
+    adapter_in_st_folder: Path, st_folder: Path, load: Callable[..., Encoder], sentences: list[str]
+) -> None:
+    folder = adapter_in_st_folder
+    embeddings_NE = SentenceTransformer(str(folder), device="cpu").encode_document(
+        sentences[:5], convert_to_tensor=True
+    )
+    expected = f"'{folder}' holds an adapter, not a model.\nType:  --base {st_folder} --start-adapter {folder} "
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        load(folder)
+    encoder = load(st_folder)
+    attach_adapter(encoder, AdapterConfig(start_adapter=str(folder)))  # as it says
+    adapted_NE = encoder.embed_all(encoder.token_table(sentences[:5], "passage"))
+    torch.testing.assert_close(adapted_NE, embeddings_NE, atol=1e-5, rtol=0)
+    (folder / "modules.json").unlink()  # which leaves a plain PEFT folder
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        load(folder)
+
+
+def test_an_adapter_in_the_folder_of_a_module(
+    adapter_in_st_folder: Path, st_folder: Path, load: Callable[..., Encoder]
+) -> None:
+    folder = adapter_in_st_folder / "0_Transformer"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "sentence_bert_config.json"):
+        shutil.move(adapter_in_st_folder / name, folder)
+    modules = json.loads((adapter_in_st_folder / "modules.json").read_text())
+    modules[0]["path"] = folder.name
+    (adapter_in_st_folder / "modules.json").write_text(json.dumps(modules))
+    expected = f"'{folder}' holds an adapter, not a model.\nType:  --base {st_folder} --start-adapter {folder} "
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        load(adapter_in_st_folder)
+
+
+@pytest.mark.parametrize("config", ["{", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_that_does_not_say_its_base(tmp_path: Path, config: str, load: Callable[..., Encoder]) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(ModelError, match=r"Type:  --base BASE --start-adapter .*, BASE being the model it belongs to"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("modules", ["{", "{}", '[{"idx": 0}]'])
+def test_a_list_of_modules_that_is_none(tmp_path: Path, modules: str, load: Callable[..., Encoder]) -> None:
+    (tmp_path / "modules.json").write_text(modules)
+    with pytest.raises(ModelError, match=r"could not be loaded as a text encoder: .+\nExpected an encoder"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("config", ["{", "{}", '{"model_type": "no-such-model"}'])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from embedtune.errors import TrainingInterrupted
 from embedtune.losses.infonce import info_nce
 from embedtune.models.adapters import attach_adapter
 from embedtune.models.encoder import Encoder
+from embedtune.models.packing import TokenIds
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective, contrastive_batch
 from embedtune.training.loop import Trainer
+from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
 
 PAIRS = Pairs(
@@ -46,15 +49,16 @@ def test_each_text_of_a_batch_once() -> None:
 def test_every_known_answer_is_marked() -> None:
     """Own positives, positives of other rows, and another row's hard negative that answers this one."""
     batch = contrastive_batch(PAIRS, np.array([0, 1, 2, 3]), QRELS)
-    marked = [set(batch.passage_ids[columns].tolist()) for columns in batch.answers_QP]
-    assert marked == [{20, 30}, {10}, {20, 30}, {10, 60}]
+    rows_A, columns_A = batch.answers_2A
+    marked = sorted(zip(rows_A.tolist(), batch.passage_ids[columns_A].tolist(), strict=True))
+    assert marked == [(0, 20), (0, 30), (1, 10), (2, 20), (2, 30), (3, 10), (3, 60)]
 
 
 def test_a_question_with_more_answers_than_the_batch_has_passages() -> None:
     qrels = {**QRELS, 5: dict.fromkeys((20, 30, *range(1000, 3000)), 1.0)}
     batch = contrastive_batch(PAIRS, np.array([0, 4]), qrels)
     assert batch.passage_ids.tolist() == [30, 40]
-    assert batch.answers_QP.tolist() == [[True, False], [False, True]]
+    assert batch.answers_2A.tolist() == [[0, 1], [0, 1]]
 
 
 @pytest.fixture
@@ -66,7 +70,11 @@ def texts(sentences: list[str]) -> tuple[list[str], list[str]]:
 
 
 def objective_of(
-    encoder: Encoder, pairs: Pairs, qrels: Mapping[int, Mapping[int, float]], texts: tuple[list[str], list[str]]
+    encoder: Encoder,
+    pairs: Pairs,
+    qrels: Mapping[int, Mapping[int, float]],
+    texts: tuple[list[str], list[str]],
+    micro_batch: MicroBatch | None = None,
 ) -> ContrastiveObjective:
     return ContrastiveObjective(
         encoder=encoder,
@@ -76,6 +84,7 @@ def objective_of(
         passage_tokens=encoder.token_table(texts[1], "passage"),
         scale=20.0,
         both_directions=False,
+        micro_batch=micro_batch or MicroBatch(),
     )
 
 
@@ -94,8 +103,8 @@ def test_the_loss_is_that_of_the_embeddings_people_get(
     queries_QE = model.encode_query([texts[0][query] for query in PAIRS.query_ids[rows]], convert_to_tensor=True)
     passages = [10, 20, 30, 50, 60]
     passages_PE = model.encode_document([texts[1][passage] for passage in passages], convert_to_tensor=True)
-    answers_QP = torch.tensor([[p in QRELS[int(q)] for p in passages] for q in PAIRS.query_ids[rows]])
-    expected = info_nce(queries_QE, passages_PE, torch.tensor([2, 0, 1, 0]), answers_QP)
+    answers_2A = torch.tensor([[p in QRELS[int(q)] for p in passages] for q in PAIRS.query_ids[rows]]).nonzero().T
+    expected = info_nce(queries_QE, passages_PE, torch.tensor([2, 0, 1, 0]), answers_2A)
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=0)
     distinct = [objective.query_tokens[query] for query in (2, 5, 7)]
     distinct += [objective.passage_tokens[passage] for passage in passages]
@@ -107,19 +116,26 @@ def test_the_loss_is_that_of_the_embeddings_people_get(
 
 
 def trainer_of(
-    folder: Path, checkpoint: Path, texts: tuple[list[str], list[str]], load: Callable[..., Encoder]
+    folder: Path,
+    checkpoint: Path,
+    texts: tuple[list[str], list[str]],
+    load: Callable[..., Encoder],
+    *,
+    micro_batch_tokens: int | None = None,
+    dropout: float = 0.1,
 ) -> Trainer:
     """All that a process does before it trains: load, attach, tokenise."""
     torch.manual_seed(0)
     encoder = load(checkpoint)
-    attach_adapter(encoder, AdapterConfig(rank=4, alpha=8, dropout=0.1))
+    attach_adapter(encoder, AdapterConfig(rank=4, alpha=8, dropout=dropout))
     rows = np.arange(100)
     pairs = Pairs(
         query_ids=rows, passage_ids=rows // 2, negative_ids=((),) * 100, row_ids=tuple(map(str, rows.tolist()))
     )
     qrels = {row: {row // 2: 1.0} for row in range(100)}
     config = TrainingConfig(lr=1e-2, batch_size=16, epochs=4, eval_steps=7)
-    objective = objective_of(encoder, pairs, qrels, texts)
+    micro_batch = MicroBatch(micro_batch_tokens)
+    objective = objective_of(encoder, pairs, qrels, texts, micro_batch)
     folder.mkdir(exist_ok=True)
 
     def evaluate() -> Mapping[str, float]:
@@ -140,6 +156,7 @@ def trainer_of(
         checkpoints=Checkpoints(folder / "checkpoints", keep_last=2),
         log_folder=folder,
         reporter=SilentReporter(),
+        micro_batch=micro_batch,
     )
 
 
@@ -158,13 +175,21 @@ def test_an_encoder_learns(
     assert trainer.evaluate()["ndcg@10"] == pytest.approx(progress.best_metric, abs=1e-6)
 
 
+@pytest.mark.parametrize("micro_batch_tokens", [None, 150])
 def test_an_encoder_stopped_and_resumed_ends_as_if_it_had_never_stopped(
-    tmp_path: Path, st_folder: Path, texts: tuple[list[str], list[str]], load: Callable[..., Encoder]
+    micro_batch_tokens: int | None,
+    tmp_path: Path,
+    st_folder: Path,
+    texts: tuple[list[str], list[str]],
+    load: Callable[..., Encoder],
 ) -> None:
-    whole = trainer_of(tmp_path / "whole", st_folder, texts, load)
+    def trainer(folder: str) -> Trainer:
+        return trainer_of(tmp_path / folder, st_folder, texts, load, micro_batch_tokens=micro_batch_tokens)
+
+    whole = trainer("whole")
     expected = whole.run(resume=False)
 
-    plain, evaluations = trainer_of(tmp_path / "stopped", st_folder, texts, load), iter(range(100))
+    plain, evaluations = trainer("stopped"), iter(range(100))
 
     def evaluate() -> Mapping[str, float]:
         if next(evaluations) == 2:
@@ -175,10 +200,41 @@ def test_an_encoder_stopped_and_resumed_ends_as_if_it_had_never_stopped(
     with pytest.raises(TrainingInterrupted, match="stopped at step 14 of 28"):
         stopped.run(resume=False)
 
-    resumed = trainer_of(tmp_path / "stopped", st_folder, texts, load)
+    resumed = trainer("stopped")
     torch.manual_seed(99)
     progress = resumed.run(resume=True)
     assert progress.losses == expected.losses
     assert progress.evaluations == expected.evaluations
     ended, wanted = adapter(resumed), adapter(whole)
     assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
+
+
+def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(
+    tmp_path: Path, st_folder: Path, texts: tuple[list[str], list[str]], load: Callable[..., Encoder]
+) -> None:
+    """A machine that holds 300 tokens with their activations, and batches of about 600."""
+    whole = trainer_of(tmp_path / "whole", st_folder, texts, load, dropout=0)
+    expected = whole.run(resume=False)
+    trainer = trainer_of(tmp_path / "short", st_folder, texts, load, dropout=0)
+    encoder: Any = trainer.model
+    embed, seen = encoder.embed, list[int]()
+
+    def embed_with_little_memory(batch: Sequence[TokenIds]) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(sum(map(len, batch)))
+            if seen[-1] > 300:
+                torch.empty(2**48, dtype=torch.uint8)
+        embeddings: Tensor = embed(batch)
+        return embeddings
+
+    encoder.embed = embed_with_little_memory
+    progress = trainer.run(resume=False)
+    assert progress.micro_batch_tokens is not None
+    assert progress.micro_batch_tokens <= 300
+    assert max(seen[:10]) > 400
+    assert max(seen[-10:]) <= 300
+    assert progress.losses == pytest.approx(expected.losses, rel=2e-3)
+    assert (progress.pairs, progress.tokens) == (expected.pairs, expected.tokens)
+    ended, wanted = adapter(trainer), adapter(whole)
+    for name, weight in wanted.items():
+        assert (ended[name] - weight).norm() < 0.05 * weight.norm(), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import BatchOrder
 from embedtune.data.collection import IdArray, Pairs
-from embedtune.errors import NonFiniteLossError, TrainingInterrupted
+from embedtune.errors import NonFiniteLossError, RunError, TrainingInterrupted
 from embedtune.progress import SilentReporter
+from embedtune.training import loop
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.loop import Trainer
+from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
 
 MakeTrainer = Callable[..., Trainer]
@@ -60,6 +63,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         folder: str = "run",
         reporter: Any = None,
         objective: Callable[[IdArray], tuple[Tensor, int]] | None = None,
+        micro_batch: MicroBatch | None = None,
         **settings: Any,
     ) -> Trainer:
         model = model or Toy()
@@ -83,9 +87,16 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             checkpoints=Checkpoints(root / "checkpoints", keep_last=config.keep_last),
             log_folder=root,
             reporter=reporter or SilentReporter(),
+            micro_batch=micro_batch,
         )
 
     return make
+
+
+@pytest.fixture(params=[0, 1], ids=["read at once", "read a step late"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are read as on the CPU, or as on a GPU."""
+    monkeypatch.setitem(loop.UNREAD_STEPS, "cpu", request.param)
 
 
 def scripted(metrics: list[float]) -> Callable[[], Mapping[str, float]]:
@@ -183,19 +194,122 @@ def test_patience_stops_early(make_trainer: MakeTrainer) -> None:
     assert (progress.step, progress.best_step) == (6, 6)
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run(bad: float, make_trainer: MakeTrainer) -> None:
-    model, calls = Toy(), iter(range(100))
+@pytest.mark.parametrize(("step", "good"), [(1, 0), (5, 3), (6, 3), (12, 9)])
+def test_a_loss_that_is_no_number_stops_the_run(step: int, good: int, bad: float, make_trainer: MakeTrainer) -> None:
+    """Nothing of that step is evaluated or saved; the model is what the last checkpoint holds."""
+    model, calls, evaluated = Toy(), iter(range(1, 100)), list[float]()
 
     def objective(rows: IdArray) -> tuple[Tensor, int]:
         loss, tokens = model.loss(rows)
-        return loss * (bad if next(calls) == 4 else 1), tokens
+        return loss * (bad if next(calls) == step else 1), tokens
 
-    trainer = make_trainer(model=model, objective=objective)
-    message = rf"the loss became {bad} at step 5 .*the last good checkpoint is step 3\.\nTry a lower --lr"
+    def evaluate() -> Mapping[str, float]:
+        evaluated.append(model.linear.weight.sum().item())
+        return {"ndcg@10": evaluated[-1]}
+
+    trainer = make_trainer(model=model, objective=objective, evaluate=evaluate)
+    message = rf"the loss became {bad} at step {step} .*the last good checkpoint is step {good}\.\nTry a lower --lr"
     with pytest.raises(NonFiniteLossError, match=message):
         trainer.run(resume=False)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert len(evaluated) == 1 + good // 3
+    assert all(map(math.isfinite, evaluated))
+    assert trainer.checkpoints.steps()[-1] == good
+    at_the_end = weights(trainer)
+    assert all(parameter.isfinite().all() for parameter in at_the_end)
+    trainer.checkpoints.load_weights(good, model)
+    assert same(weights(trainer), at_the_end)
+
+
+@pytest.mark.usefixtures("reading")
+def test_when_losses_are_read_changes_nothing(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(accumulate=2, patience=1, evaluate=scripted([0.1, 0.5, 0.2]), eval_steps=2)
+    progress = trainer.run(resume=False)
+    monkeypatch.setitem(loop.UNREAD_STEPS, "cpu", 0)
+    other = make_trainer(accumulate=2, patience=1, evaluate=scripted([0.1, 0.5, 0.2]), eval_steps=2, folder="other")
+    expected = other.run(resume=False)
+    assert len(progress.losses) == progress.step == 4
+    assert progress.losses == expected.losses
+    assert same(weights(trainer), weights(other))
+
+
+class Hungry:
+    """A toy's loss on a machine that holds that many tokens at a time: it fails late, having done all its work."""
+
+    def __init__(self, model: Toy, micro_batch: MicroBatch, *, room: int) -> None:
+        self.model, self.micro_batch, self.room = model, micro_batch, room
+        self.tried: list[int] = []
+
+    def __call__(self, rows: IdArray) -> tuple[Tensor, int]:
+        self.micro_batch.largest, self.micro_batch.longest = self.micro_batch.tokens or 5_000, 10
+        self.tried.append(self.micro_batch.largest)
+        loss, tokens = self.model.loss(rows)
+        if self.micro_batch.largest > self.room:
+            torch.autograd.backward(loss * 3)
+            torch.empty(2**48, dtype=torch.uint8)
+        return loss, tokens
+
+
+class Listens(SilentReporter):
+    """Remembers what the user is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_step_without_memory_is_repeated_with_less_at_a_time(make_trainer: MakeTrainer) -> None:
+    whole = make_trainer(folder="whole", accumulate=2)
+    expected = whole.run(resume=False)
+    model, size, reporter = Toy(), MicroBatch(), Listens()
+    objective = Hungry(model, size, room=1_300)
+    trainer = make_trainer(model=model, objective=objective, micro_batch=size, reporter=reporter, accumulate=2)
+    progress = trainer.run(resume=False)
+    assert reporter.warnings == [
+        "memory ran out with 5,000 tokens at a time; the step is repeated with 2,500",
+        "memory ran out with 2,500 tokens at a time; the step is repeated with 1,250",
+    ]
+    assert objective.tried == [5_000, 2_500] + 12 * [1_250]
+    assert same(weights(trainer), weights(whole))
+    assert progress.losses == expected.losses
+    assert (progress.pairs, progress.tokens) == (expected.pairs, expected.tokens)
+
+
+def test_a_resumed_run_remembers_how_much_went_through_at_a_time(make_trainer: MakeTrainer) -> None:
+    model, size = Toy(), MicroBatch(5_000)
+    make_trainer(model=model, objective=Hungry(model, size, room=1_300), micro_batch=size, max_steps=3).run(
+        resume=False
+    )
+    for given, expected in ((5_000, 1_250), (None, 1_250), (700, 700)):
+        model, size = Toy(), MicroBatch(given)
+        objective = Hungry(model, size, room=1_300)
+        trainer = make_trainer(model=model, objective=objective, micro_batch=size, max_steps=4)
+        for step in trainer.checkpoints.steps()[1:]:
+            if step > 3:
+                shutil.rmtree(trainer.checkpoints.path(step))
+        trainer.run(resume=True)
+        assert objective.tried == [expected]
+
+
+def test_without_memory_for_the_least_there_is_the_run_says_what_to_type(make_trainer: MakeTrainer) -> None:
+    model, size = Toy(), MicroBatch()
+    trainer = make_trainer(model=model, objective=Hungry(model, size, room=100), micro_batch=size)
+    with pytest.raises(
+        RunError, match=r"with only 256 tokens at a time\.\nType one or more of:  --gradient-checkpoint"
+    ):
+        trainer.run(resume=False)
+    assert trainer.checkpoints.steps() == [0]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(make_trainer: MakeTrainer) -> None:
+    def objective(rows: IdArray) -> tuple[Tensor, int]:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        make_trainer(objective=objective, micro_batch=MicroBatch(5_000)).run(resume=False)
 
 
 def test_accumulated_gradients_are_the_mean_of_their_batches(make_trainer: MakeTrainer) -> None:
@@ -224,6 +338,7 @@ def test_large_gradients_are_scaled_down(limit: float, clipped: bool, make_train
     assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms) if clipped else min(norms) > 0.02
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("evaluation", [0, 1, 2])
 def test_a_stopped_run_goes_on_to_the_same_weights(

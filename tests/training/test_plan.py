@@ -54,3 +54,13 @@ def test_about_five_evaluations() -> None:
     assert plan(1000, max_steps=3).eval_steps == 1
     assert plan(1000, max_steps=101).eval_steps == 21
     assert plan(1000, max_steps=100, eval_steps=7).eval_steps == 7
+
+
+def test_the_learning_rate_is_what_the_method_and_the_start_want() -> None:
+    def lr(method: str, init: str = "default", **settings: Any) -> float:
+        return make_plan(TrainingConfig(**settings), 1000, method=method, init=init).lr
+
+    assert lr("lora") == lr("qlora") == lr("lora", "gaussian") == lr("qlora", "loftq") == 2e-3
+    assert lr("full") == 1e-4
+    assert lr("lora", "pissa") == 5e-4
+    assert lr("lora", "pissa", lr=1e-3) == lr("full", lr=1e-3) == 1e-3

@@ -1,6 +1,6 @@
-"""The in-batch contrastive loss, with known positives masked.
+"""The in-batch contrastive loss, with known positives masked: the plain version, which holds all scores at once.
 
-Shapes: `Q` queries, `P` passages of the batch (positives and hard negatives), `E` embedding size.
+Shapes: `Q` queries, `P` passages of the batch (positives and hard negatives), `E` embedding size, `A` known answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def info_nce(
     queries_QE: Tensor,
     passages_PE: Tensor,
     positives_Q: Tensor,
-    answers_QP: Tensor,
+    answers_2A: Tensor,
     *,
     scale: float = 20.0,
     both_directions: bool = False,
@@ -28,7 +28,8 @@ def info_nce(
         queries_QE: normalised query embeddings; one row for each training row, a question may come twice.
         passages_PE: normalised passage embeddings.
         positives_Q: column of each row's own positive, int64.
-        answers_QP: bool, which passages are known to answer which query, own positives included.
+        answers_2A: row of a query and column of a passage that is known to answer it, int64, in any order; own
+            positives may be among them.
         scale: factor on the cosine similarities, the inverse of the temperature.
         both_directions: also rank the queries of the batch for each row's positive, and take the mean of the two
             (Radford et al. 2021, fig. 3).
@@ -38,8 +39,11 @@ def info_nce(
     """
     scores_QP = scale * (queries_QE @ passages_PE.t())
     rows_Q = torch.arange(len(positives_Q), device=positives_Q.device)
-    own_QP = torch.zeros_like(answers_QP)
-    own_QP[rows_Q, positives_Q] = True
+    answers_QP = torch.zeros_like(scores_QP, dtype=torch.bool)
+    # The value is a tensor, as a plain True would be copied to the GPU first, and waited for.
+    true = answers_QP.new_ones(())
+    answers_QP.index_put_((answers_2A[0], answers_2A[1]), true)
+    own_QP = torch.zeros_like(answers_QP).index_put_((rows_Q, positives_Q), true)
     loss = functional.cross_entropy(scores_QP.masked_fill(answers_QP & ~own_QP, float("-inf")), positives_Q)
     if not both_directions:
         return loss

@@ -6,6 +6,8 @@ embedding size.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -29,9 +31,13 @@ from embedtune.data.tokens import TokenTable, tokenize
 from embedtune.errors import ModelError
 from embedtune.models.attention import NAME, NotPackableError, register
 from embedtune.models.families import position_offset
+from embedtune.models.layers import fuse_layers, layer_weights
+from embedtune.models.memory import out_of_memory
 from embedtune.models.mpnet import is_mpnet, pack_mpnet
-from embedtune.models.packing import PackedBatch, TokenIds, pack, pad, token_order, unpad
+from embedtune.models.packing import PackedBatch, Places, TokenIds, cut, pack, pad, token_order, unpad
 from embedtune.models.recompute import recompute_layers
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["query", "passage"]
 
@@ -68,6 +74,8 @@ class Encoder(SentenceTransformer):
     _adapter: tuple[PeftModel, ...] = ()
     """In a tuple, as an attribute that is a module would become a stage of the pipeline."""
     _recomputes: bool = False
+    _fitting_tokens: int | None = None
+    """Tokens of an inference batch, once memory ran out with `TOKENS_PER_FORWARD`."""
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -181,11 +189,18 @@ class Encoder(SentenceTransformer):
         embeddings_NE = torch.empty(len(chosen), self.embedding_size)
         was_training = self.training
         self.eval()
-        for rows in self._inference_batches(tokens.lengths_N[chosen]):
-            batch = [tokens[int(chosen[row])] for row in rows]
-            embeddings_NE[torch.from_numpy(rows)] = self.embed(batch).float().cpu()
+        lengths_N = tokens.lengths_N[chosen]
+        waiting = deque(self._inference_batches(lengths_N))
+        while waiting:
+            places = waiting.popleft()
+            batch_BE = self._embed_if_it_fits([tokens[int(chosen[place])] for place in places])
+            if batch_BE is None:
+                left = np.concatenate([places, *waiting])
+                waiting = deque(left[batch] for batch in self._inference_batches(lengths_N[left]))
+                continue
+            embeddings_NE[torch.from_numpy(places)] = batch_BE.float().cpu()
             if on_progress is not None:
-                on_progress(len(rows))
+                on_progress(len(places))
         self.train(was_training)
         return embeddings_NE
 
@@ -211,8 +226,9 @@ class Encoder(SentenceTransformer):
         mask_BL = input["attention_mask"].bool()
         batch = self._pack(unpad(input["input_ids"], mask_BL))
         hidden_1TE = self._hidden(batch)
-        features = self._pool({**input, "token_embeddings": hidden_1TE, "cu_seq_lens_q": batch.layout.cu_seqlens})
-        del features["cu_seq_lens_q"]
+        features = self._pool({**input, "token_embeddings": hidden_1TE, **_pooling_features(batch)})
+        for name in _pooling_features(batch):
+            del features[name]
         hidden_BLE = hidden_1TE.new_zeros(*mask_BL.shape, hidden_1TE.shape[-1])
         hidden_TE = hidden_1TE[0].index_select(0, token_order(batch))
         return {
@@ -287,24 +303,31 @@ class Encoder(SentenceTransformer):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         register()
 
-    def _inference_batches(self, lengths_N: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-        """Rows sorted by length, longest first (so memory runs out at once or never), cut by token count."""
-        budget = TOKENS_PER_FORWARD[self.device.type]
-        order = np.argsort(-lengths_N, kind="stable")
-        batches, start = [], 0
-        while start < len(order):
-            # Padded batches cost their longest text times their count; packed ones at most that.
-            count = max(1, budget // max(1, int(lengths_N[order[start]])))
-            if self.packed:
-                cumulative = np.cumsum(lengths_N[order[start : start + budget]])
-                count = max(1, int(np.searchsorted(cumulative, budget, side="right")))
-            batches.append(order[start : start + count])
-            start += count
-        return batches
+    def _inference_batches(self, lengths_N: Places) -> list[Places]:
+        """Places sorted by length, longest first (so memory runs out at once or never), cut by token count."""
+        return cut(lengths_N, self._tokens_at_once, padded=not self.packed)
+
+    @property
+    def _tokens_at_once(self) -> int:
+        return self._fitting_tokens or TOKENS_PER_FORWARD[self.device.type]
+
+    def _embed_if_it_fits(self, texts: Sequence[TokenIds]) -> Tensor | None:
+        """The embeddings; None if memory ran out, and inference batches are half as large from now on."""
+        try:
+            return self.embed(texts)
+        except (RuntimeError, MemoryError) as error:
+            if len(texts) == 1 or not out_of_memory(error):
+                raise
+        # The error is gone by now, and with it the tensors that its traceback held.
+        padded = len(texts) * max(map(len, texts))
+        self._fitting_tokens = max(1, min(self._tokens_at_once, padded) // 2)
+        torch.cuda.empty_cache()
+        logger.warning("memory ran out; embedding %d tokens at a time from now on", self._fitting_tokens)
+        return None
 
     def _embed_packed(self, texts: Sequence[TokenIds]) -> Tensor:
         batch = self._pack(texts)
-        features = {"token_embeddings": self._hidden(batch), "cu_seq_lens_q": batch.layout.cu_seqlens}
+        features = {"token_embeddings": self._hidden(batch), **_pooling_features(batch)}
         embeddings_BE: Tensor = self._pool(features)["sentence_embedding"]
         return embeddings_BE.index_select(0, batch.restore_B)
 
@@ -320,9 +343,13 @@ class Encoder(SentenceTransformer):
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """The backbone's last hidden states of a packed batch, fp32, shape (1, T, E)."""
+        weights = layer_weights(self.backbone, self.compute_dtype)
         with self._autocast():
             hidden_1TE: Tensor = self.backbone(
-                input_ids=batch.input_ids_1T, position_ids=batch.position_ids_1T, packed_layout=batch.layout
+                input_ids=batch.input_ids_1T,
+                position_ids=batch.position_ids_1T,
+                packed_layout=batch.layout,
+                **({"layer_weights": weights} if weights else {}),
             ).last_hidden_state
         return hidden_1TE.float()
 
@@ -369,6 +396,12 @@ def _use_packed_attention(backbone: PreTrainedModel) -> None:
     else:
         register()
         backbone.set_attn_implementation(NAME)
+        fuse_layers(backbone)
+
+
+def _pooling_features(batch: PackedBatch) -> dict[str, Tensor]:
+    """What pooling wants to know of a packed batch; told the sequences, it need not wait for a GPU to count tokens."""
+    return {"cu_seq_lens_q": batch.layout.cu_seqlens, "seq_idx": batch.layout.sequence_of_token_T[None]}
 
 
 def _can_pack(features: Mapping[str, Any]) -> bool:

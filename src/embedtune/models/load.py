@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -68,8 +69,8 @@ def load_sentence_transformer(
         ModelError: there is no such model, it can't be reached, or it isn't a text encoder.
     """
     model, folder = config.base, Path(config.base).expanduser()
-    if _looks_like_a_folder(model) and not (folder / "config.json").is_file() and not _is_st_folder(folder):
-        raise _not_a_model(model, folder)
+    if _looks_like_a_folder(model):
+        _check_holds_a_model(model, folder)
     try:
         loaded = kind(
             str(folder) if folder.exists() else model,
@@ -120,22 +121,46 @@ def _looks_like_a_folder(model: str) -> bool:
     return Path(model).expanduser().exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
-def _not_a_model(model: str, folder: Path) -> ModelError:
-    if (folder / "adapter_config.json").is_file():
-        return ModelError(
-            f"'{model}' holds an adapter, not a model.\n"
-            f"Type:  --base BASE --start-adapter {model}   to go on training it, BASE being the model it belongs to."
+def _check_holds_a_model(model: str, folder: Path) -> None:
+    for part in (folder, *_module_folders(folder)):
+        if (part / "adapter_config.json").is_file() and not (part / "config.json").is_file():
+            raise _is_an_adapter(part)
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        found = "it does not exist" if not folder.exists() else "it holds no config.json"
+        raise ModelError(
+            f"'{model}' is not a model folder: {found}.\n"
+            "Expected a Hugging Face or Sentence Transformers folder, or a hub id like "
+            "sentence-transformers/all-MiniLM-L12-v2."
         )
-    found = "it does not exist" if not folder.exists() else "it holds no config.json"
+
+
+def _is_an_adapter(folder: Path) -> ModelError:
+    """Sentence Transformers loads it with the model that it belongs to; but a second adapter can't be put on the first,
+    and weights trained beneath it would not be saved.
+    """
+    base = _base_of_adapter(folder)
+    explained = "" if base else ", BASE being the model it belongs to"
     return ModelError(
-        f"'{model}' is not a model folder: {found}.\n"
-        "Expected a Hugging Face or Sentence Transformers folder, or a hub id like "
-        "sentence-transformers/all-MiniLM-L12-v2."
+        f"'{folder}' holds an adapter, not a model.\n"
+        f"Type:  --base {base or 'BASE'} --start-adapter {folder}   to go on training it{explained}."
     )
 
 
-def _is_st_folder(folder: Path) -> bool:
-    return (folder / "modules.json").is_file()
+def _module_folders(folder: Path) -> list[Path]:
+    """Those that a Sentence Transformers folder lists; what is wrong with its list is said when it is loaded."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return [folder / module["path"] for module in modules]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return config["base_model_name_or_path"] or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def set_max_length(sentence_transformer: SentenceTransformer, max_length: int | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from torch import Tensor
 from embedtune.kernels.attention.layout import PackedLayout, packed_layout
 
 TokenIds = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int64]
+"""Places of some of the texts given."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +49,50 @@ def pack(texts: Sequence[TokenIds], *, position_offset: int, device: torch.devic
     restore[order] = np.arange(len(order))
     flat_T = np.concatenate([texts[index] for index in order])
 
-    def on_device(array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
-
     return PackedBatch(
-        input_ids_1T=on_device(flat_T)[None],
-        position_ids_1T=on_device(positions_T)[None],
+        input_ids_1T=to_device(flat_T, device)[None],
+        position_ids_1T=to_device(positions_T, device)[None],
         layout=packed_layout(sorted_lengths.tolist(), device),
-        restore_B=on_device(restore),
+        restore_B=to_device(restore, device),
     )
 
 
 def pad(texts: Sequence[TokenIds], *, pad_id: int, device: torch.device) -> dict[str, Tensor]:
     """The same texts padded on the right: `input_ids` and `attention_mask`, each (B, L)."""
     longest = max(len(ids) for ids in texts)
-    input_ids_BL = torch.full((len(texts), longest), pad_id, dtype=torch.int64)
-    attention_mask_BL = torch.zeros(len(texts), longest, dtype=torch.int64)
+    input_ids_BL = np.full((len(texts), longest), pad_id)
+    attention_mask_BL = np.zeros((len(texts), longest), dtype=np.int64)
     for row, ids in enumerate(texts):
-        input_ids_BL[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        input_ids_BL[row, : len(ids)] = ids
         attention_mask_BL[row, : len(ids)] = 1
-    return {"input_ids": input_ids_BL.to(device), "attention_mask": attention_mask_BL.to(device)}
+    return {"input_ids": to_device(input_ids_BL, device), "attention_mask": to_device(attention_mask_BL, device)}
+
+
+def to_device(ids: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
+    """The array as an int64 tensor there; it is copied to a GPU from pinned memory, so that nothing waits for it."""
+    tensor = torch.from_numpy(ids.astype(np.int64, order="C"))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def cut(lengths_N: Places, tokens: int, *, padded: bool) -> list[Places]:
+    """The places of N texts in batches of at most `tokens` tokens, longest first; a longer text is one of its own.
+
+    Args:
+        lengths_N: tokens of each text.
+        tokens: of a batch at the most.
+        padded: each text of a batch counts as many tokens as its longest.
+    """
+    order_N = np.argsort(-lengths_N, kind="stable")
+    batches, start = [], 0
+    while start < len(order_N):
+        count = tokens // max(1, int(lengths_N[order_N[start]]))
+        if not padded:
+            # A text has a token or more, so no more than that many texts need to be looked at.
+            cumulative = np.cumsum(lengths_N[order_N[start : start + tokens]])
+            count = int(np.searchsorted(cumulative, tokens, side="right"))
+        batches.append(order_N[start : start + max(1, count)])
+        start += max(1, count)
+    return batches
 
 
 def unpad(input_ids_BL: Tensor, mask_BL: Tensor) -> list[TokenIds]:

@@ -16,7 +16,7 @@ from embedtune.errors import MissingExtraError
 from embedtune.kernels.autocast import compute_dtype, no_autocast
 from embedtune.kernels.linear import fused
 from embedtune.models.encoder import Encoder
-from embedtune.models.families import encoder_linears
+from embedtune.models.targets import quantisable_linears
 
 try:
     from bitsandbytes.nn import Linear4bit
@@ -73,9 +73,7 @@ def quantize(encoder: Encoder, *, low_memory: bool, device: torch.device | None 
     """
     backbone, dtype = encoder.backbone, encoder.compute_dtype
     device = device or encoder.device
-    # transformers casts to the dtype of these weights, which must be one to compute in.
-    kept = tuple(backbone._keep_in_fp32_modules or ())
-    names = [name for name in encoder_linears(backbone) if not name.endswith(kept)]
+    names = quantisable_linears(backbone)
     before = 0
     for name in names:
         linear = backbone.get_submodule(name)

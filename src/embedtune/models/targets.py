@@ -83,13 +83,19 @@ def saved_modules(backbone: PreTrainedModel, config: AdapterConfig, targets: Col
 
 def four_bit_layers(backbone: PreTrainedModel, config: AdapterConfig) -> set[str]:
     """Full names of the layers whose weights are in 4 bits, or will be once the adapter is attached."""
+    if config.method == "qlora":
+        return set(quantisable_linears(backbone))
+    return {name for name in encoder_linears(backbone) if hasattr(backbone.get_submodule(name), "frozen_weight")}
+
+
+def quantisable_linears(backbone: PreTrainedModel) -> list[str]:
+    """Full names of the linear layers whose weights may be in 4 bits.
+
+    transformers keeps others in fp32, such as T5's `wo`, and casts their inputs to their weights' dtype, which must be
+    one to compute in.
+    """
     kept = tuple(backbone._keep_in_fp32_modules or ())
-    return {
-        name
-        for name in encoder_linears(backbone)
-        if hasattr(backbone.get_submodule(name), "frozen_weight")
-        or (config.method == "qlora" and not name.endswith(kept))
-    }
+    return [name for name in encoder_linears(backbone) if not name.endswith(kept)]
 
 
 def may_be_trained(name: str, layers: tuple[str, ...] | None) -> bool:

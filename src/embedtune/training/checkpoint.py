@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from embedtune.atomic import replacing
 from embedtune.errors import OutputError
+from embedtune.training.random_state import random_state, restore_random_state
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _SCHEDULER_KEYS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
@@ -40,6 +41,8 @@ class Progress:
     best_step: int = 0
     best_metric: float = float("-inf")
     evaluations_without_gain: int = 0
+    micro_batch_tokens: int | None = None
+    """Tokens that went through the encoder at a time; fewer than at the start if memory ran out."""
     losses: list[float] = field(default_factory=list)
     """Mean loss of each step."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
@@ -71,7 +74,7 @@ class Checkpoints:
         with replacing(self.path(progress.step)) as unfinished:
             unfinished.mkdir(parents=True)
             save_file(trainable_tensors(model), unfinished / WEIGHTS)
-            save_file({**moments, **_random_state()}, unfinished / OPTIMIZER)
+            save_file({**moments, **random_state()}, unfinished / OPTIMIZER)
             (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
         for step in self.steps()[: -self.keep_last]:
             if step != progress.best_step:
@@ -88,7 +91,7 @@ class Checkpoints:
             self.load_weights(step, model)
             tensors = load_file(folder / OPTIMIZER)
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            _restore_random_state(tensors)
+            restore_random_state(tensors)
             _restore_moments(optimizer, {**tensors, **state["optimizer"]})
             _restore_schedule(scheduler, optimizer, state["scheduler"])
             progress = Progress(**state["progress"])
@@ -146,16 +149,3 @@ def _restore_schedule(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, 
     scheduler.load_state_dict({**scheduler.state_dict(), **state})
     for group, lr in zip(optimizer.param_groups, state["_last_lr"], strict=True):
         group["lr"] = lr
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["random.cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -1,22 +1,23 @@
 """From row numbers to the loss: which texts of a batch are embedded, and who answers whom among them.
 
-Shapes: `Q` rows of the batch, `P` its distinct passages, `E` embedding size.
+Shapes: `Q` rows of the batch, `P` its distinct passages, `E` embedding size, `A` known answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.data.tokens import TokenTable
-from embedtune.losses.infonce import info_nce
+from embedtune.losses.dispatch import choose_info_nce
 from embedtune.models.encoder import Encoder
+from embedtune.models.packing import to_device
+from embedtune.training.microbatch import MicroBatch, embed_batch
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class ContrastiveBatch:
     """Place of each row's question in `query_ids`."""
     positives_Q: IdArray
     """Place of each row's positive in `passage_ids`."""
-    answers_QP: npt.NDArray[np.bool_]
-    """Which passages are known to answer which row's question."""
+    answers_2A: IdArray
+    """Row of a question and place in `passage_ids` of a passage that is known to answer it, own positives included."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,26 @@ class ContrastiveObjective:
     passage_tokens: TokenTable
     scale: float
     both_directions: bool
+    micro_batch: MicroBatch = field(default_factory=MicroBatch)
+    """How much of a batch goes through the encoder at a time."""
 
     def __call__(self, rows: IdArray) -> tuple[Tensor, int]:
         """The mean loss over the rows, and how many tokens were embedded for it.
 
-        Questions and passages go through the encoder in one forward.
+        Questions and passages go through the encoder together.
         """
         batch = contrastive_batch(self.pairs, rows, self.qrels)
         texts = [self.query_tokens[int(i)] for i in batch.query_ids]
         texts += [self.passage_tokens[int(i)] for i in batch.passage_ids]
-        embeddings = self.encoder.embed(texts)
+        embeddings = embed_batch(self.encoder, texts, self.micro_batch)
         queries_UE, passages_PE = torch.split(embeddings, [len(batch.query_ids), len(batch.passage_ids)])
         device = embeddings.device
+        info_nce = choose_info_nce(len(rows), len(batch.passage_ids))
         loss = info_nce(
-            queries_UE[torch.from_numpy(batch.queries_Q).to(device)],
+            queries_UE[to_device(batch.queries_Q, device)],
             passages_PE,
-            torch.from_numpy(batch.positives_Q).to(device),
-            torch.from_numpy(batch.answers_QP).to(device),
+            to_device(batch.positives_Q, device),
+            to_device(batch.answers_2A, device),
             scale=self.scale,
             both_directions=self.both_directions,
         )
@@ -77,18 +81,26 @@ def contrastive_batch(pairs: Pairs, rows: IdArray, qrels: Mapping[int, Mapping[i
     query_ids, queries_Q = np.unique(query_of_row, return_inverse=True)
     passage_ids = np.unique(np.concatenate([positive_of_row, np.asarray(negatives, dtype=np.int64)]))
     place = {int(passage): column for column, passage in enumerate(passage_ids)}
-    answers_QP = np.zeros((len(rows), len(passage_ids)), dtype=np.bool_)
+    answers: list[tuple[int, int]] = []
     for row, query in enumerate(query_of_row):
-        answers = qrels.get(int(query), {})
+        known = qrels.get(int(query), {})
         # Whichever is shorter: a question may have thousands of answers, or a batch thousands of passages.
-        known = answers.keys() & place.keys() if len(answers) > len(place) else answers
-        for passage in known:
-            if passage in place:
-                answers_QP[row, place[passage]] = True
+        candidates = known.keys() & place.keys() if len(known) > len(place) else known
+        answers += [(row, place[passage]) for passage in candidates if passage in place]
     return ContrastiveBatch(
         query_ids=query_ids,
         passage_ids=passage_ids,
         queries_Q=queries_Q,
         positives_Q=np.searchsorted(passage_ids, positive_of_row),
-        answers_QP=answers_QP,
+        answers_2A=np.asarray(answers, dtype=np.int64).reshape(-1, 2).T,
     )
+
+
+def tokens_of_rows(pairs: Pairs, query_tokens: TokenTable, passage_tokens: TokenTable) -> IdArray:
+    """Tokens of each row's texts, its hard negatives included, shape (N,)."""
+    passages_N = passage_tokens.lengths_N
+    tokens_N = query_tokens.lengths_N[pairs.query_ids] + passages_N[pairs.passage_ids]
+    for row, negatives in enumerate(pairs.negative_ids):
+        if negatives:
+            tokens_N[row] += passages_N[list(negatives)].sum()
+    return tokens_N

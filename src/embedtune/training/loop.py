@@ -7,13 +7,16 @@ have seen.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
@@ -24,16 +27,41 @@ from embedtune.config import TrainingConfig
 from embedtune.data.batches import BatchOrder
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.errors import NonFiniteLossError, RunError, TrainingInterrupted
+from embedtune.models.memory import out_of_memory
 from embedtune.progress import Reporter, TrainingReporter
 from embedtune.training.checkpoint import Checkpoints, Progress
+from embedtune.training.microbatch import MicroBatch
 from embedtune.training.optim import build_optimizer, build_scheduler
 from embedtune.training.plan import Plan
+from embedtune.training.random_state import random_state, restore_random_state
 from embedtune.training.signals import stop_on_signals
 
 logger = logging.getLogger(__name__)
 
 Objective = Callable[[IdArray], tuple[Tensor, int]]
 Evaluate = Callable[[], Mapping[str, float]]
+
+UNREAD_STEPS = {"cpu": 0, "cuda": 1}
+"""Steps whose losses may still be unread when the next one is made: a GPU is told what to do while it does the last."""
+
+
+class _Step:
+    """An optimiser step that was taken, or that a GPU has been told to take."""
+
+    def __init__(self, number: int, losses: list[Tensor], *, lr: float, pairs: int) -> None:
+        self.number, self.lr, self.pairs = number, lr, pairs
+        self._losses = torch.stack(losses).to("cpu", non_blocking=True)
+        self._copied = None
+        if losses[0].device.type == "cuda":
+            # To read a tensor of the GPU is to wait for all that it was told to do by then; this waits for the copy.
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def loss(self) -> float:
+        """The mean over its contrastive batches."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._losses.double().mean().item()
 
 
 @dataclass
@@ -45,6 +73,7 @@ class _State:
     scheduler: LRScheduler
     order: BatchOrder
     progress: Progress
+    unread: deque[_Step] = field(default_factory=deque)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +94,15 @@ class Trainer:
     reporter: Reporter
     mixed_precision: str = "no"
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
+    micro_batch: MicroBatch | None = None
+    """The objective's, if it has one: made smaller where memory runs out, and kept with the checkpoints."""
 
     def run(self, *, resume: bool) -> Progress:
         """Train; the model ends with the weights of the best evaluation.
 
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite.
+            NonFiniteLossError: the loss became NaN or infinite; the model has the weights of the last checkpoint.
+            RunError: memory ran out, and smaller micro-batches would not help.
             TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         """
         accelerator = self._accelerator()
@@ -82,6 +114,7 @@ class Trainer:
         if resume and saved:
             state.progress = self.checkpoints.load(saved[-1], self.model, optimizer, scheduler)
             logger.info("resumed from step %d", state.progress.step)
+        self._take_up_micro_batch(state.progress)
         try:
             self._steps(state)
         finally:
@@ -117,38 +150,24 @@ class Trainer:
             if progress.step == 0:
                 self._evaluate(state, reporter)
             while progress.step < self.plan.steps and not self._patience_is_out(progress):
-                loss = self._timed_step(state)
-                self._log(state, loss, reporter)
+                self._timed_step(state)
+                self._read(state, reporter, leave=UNREAD_STEPS[state.accelerator.device.type])
                 if progress.step % self.plan.eval_steps == 0 or progress.step == self.plan.steps:
+                    self._read(state, reporter)
                     self._evaluate(state, reporter)
                 if stop.asked:
+                    self._read(state, reporter)
                     self._interrupt(state)
 
-    def _timed_step(self, state: _State) -> float:
+    def _timed_step(self, state: _State) -> None:
         started = time.perf_counter()
-        loss = self._step(state)
+        self._step(state)
         state.progress.seconds += time.perf_counter() - started
-        return loss
 
-    def _log(self, state: _State, loss: float, reporter: TrainingReporter) -> None:
+    def _step(self, state: _State) -> None:
+        """One optimiser step over `accumulate` contrastive batches; nothing in it waits for a GPU."""
         progress, lr = state.progress, float(state.scheduler.get_last_lr()[0])
-        state.accelerator.log({"train/loss": loss, "train/lr": lr}, step=progress.step)
-        progress.losses.append(loss)
-        rate = progress.pairs / progress.seconds
-        reporter.step(step=progress.step, loss=loss, lr=lr, pairs_per_second=rate)
-
-    def _step(self, state: _State) -> float:
-        """One optimiser step over `accumulate` contrastive batches; returns their mean loss."""
-        progress, total = state.progress, 0.0
-        for part in range(self.config.accumulate):
-            rows = state.order[progress.step * self.config.accumulate + part]
-            loss, tokens = self.objective(rows)
-            value = loss.item()
-            self._check(value, progress.step + 1, state.scheduler)
-            state.accelerator.backward(loss / self.config.accumulate)
-            total += value / self.config.accumulate
-            progress.pairs += len(rows)
-            progress.tokens += tokens
+        losses = self._gradients(state)
         if self.config.max_grad_norm > 0:
             trained = [p for group in state.optimizer.param_groups for p in group["params"]]
             state.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
@@ -156,7 +175,52 @@ class Trainer:
         state.scheduler.step()
         state.optimizer.zero_grad()
         progress.step += 1
-        return total
+        state.unread.append(_Step(progress.step, losses, lr=lr, pairs=progress.pairs))
+
+    def _gradients(self, state: _State) -> list[Tensor]:
+        """Forward and backward of one step; again with smaller micro-batches where memory runs out."""
+        start = random_state()
+        while True:
+            try:
+                return self._forward_backward(state)
+            except (RuntimeError, MemoryError) as error:
+                if self.micro_batch is None or not out_of_memory(error):
+                    raise
+                what_was_done = self.micro_batch.shrink()
+            # The error is gone by now, and with it the tensors that its traceback held.
+            state.optimizer.zero_grad()
+            gc.collect()
+            torch.cuda.empty_cache()
+            restore_random_state(start)
+            state.progress.micro_batch_tokens = self.micro_batch.tokens
+            logger.warning(what_was_done)
+            self.reporter.warn(what_was_done)
+
+    def _forward_backward(self, state: _State) -> list[Tensor]:
+        """The gradients of one step; returns the loss of each of its contrastive batches."""
+        progress, losses, pairs, tokens = state.progress, list[Tensor](), 0, 0
+        for part in range(self.config.accumulate):
+            rows = state.order[progress.step * self.config.accumulate + part]
+            loss, embedded = self.objective(rows)
+            state.accelerator.backward(loss / self.config.accumulate)
+            losses.append(loss.detach())
+            pairs, tokens = pairs + len(rows), tokens + embedded
+        progress.pairs += pairs
+        progress.tokens += tokens
+        return losses
+
+    def _read(self, state: _State, reporter: TrainingReporter, *, leave: int = 0) -> None:
+        """Read the losses of the steps taken, all but the last few; check and log them."""
+        progress = state.progress
+        while len(state.unread) > leave:
+            step = state.unread.popleft()
+            started = time.perf_counter()
+            loss = step.loss()
+            progress.seconds += time.perf_counter() - started
+            self._check(loss, step)
+            state.accelerator.log({"train/loss": loss, "train/lr": step.lr}, step=step.number)
+            progress.losses.append(loss)
+            reporter.step(step=step.number, loss=loss, lr=step.lr, pairs_per_second=step.pairs / progress.seconds)
 
     def _evaluate(self, state: _State, reporter: TrainingReporter) -> None:
         """Evaluate on dev, note whether it is the best so far, and write a checkpoint."""
@@ -179,13 +243,22 @@ class Trainer:
         patience = self.config.patience
         return patience is not None and progress.evaluations_without_gain >= patience
 
-    def _check(self, loss: float, step: int, scheduler: LRScheduler) -> None:
+    def _check(self, loss: float, step: _Step) -> None:
+        """Raise if that is no number. The step has been taken by now: the weights of the last checkpoint come back."""
         if not math.isfinite(loss):
+            good = self.checkpoints.steps()[-1]
+            self.checkpoints.load_weights(good, self.model)
             raise NonFiniteLossError(
-                f"the loss became {loss} at step {step} (learning rate {scheduler.get_last_lr()[0]:.2g}); "
-                f"the last good checkpoint is step {self.checkpoints.steps()[-1]}.\n"
+                f"the loss became {loss} at step {step.number} (learning rate {step.lr:.2g}); "
+                f"the last good checkpoint is step {good}.\n"
                 "Try a lower --lr, or --precision fp32."
             )
+
+    def _take_up_micro_batch(self, progress: Progress) -> None:
+        """A resumed run goes on with the micro-batch it had come to, or a smaller one if that is asked for."""
+        if self.micro_batch is not None:
+            sizes = [size for size in (progress.micro_batch_tokens, self.micro_batch.tokens) if size is not None]
+            self.micro_batch.tokens = progress.micro_batch_tokens = min(sizes) if sizes else None
 
     def _interrupt(self, state: _State) -> None:
         step = state.progress.step

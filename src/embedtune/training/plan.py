@@ -16,6 +16,8 @@ SMALLEST_DEFAULT_BATCH = 16
 EVALUATIONS_PER_RUN = 5
 DEFAULT_LR = {"lora": 2e-3, "qlora": 2e-3, "full": 1e-4}
 """Peak learning rate by method: adapters on small encoders want ten to twenty times what the weights themselves do."""
+PISSA_LR = 5e-4
+"""An adapter that starts from the weights' main directions, not from zero, changes them far more with the same step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,8 @@ class Plan:
     """Peak learning rate."""
 
 
-def make_plan(config: TrainingConfig, pairs: int, *, method: str = "lora") -> Plan:
-    """Derive what `config` leaves open for a training set of `pairs` rows and a method of training.
+def make_plan(config: TrainingConfig, pairs: int, *, method: str = "lora", init: str = "default") -> Plan:
+    """Derive what `config` leaves open for a training set of `pairs` rows, a method and a way to start the adapter.
 
     Raises:
         ConfigError: a batch was asked for that the rows don't fill.
@@ -54,8 +56,13 @@ def make_plan(config: TrainingConfig, pairs: int, *, method: str = "lora") -> Pl
         steps=steps,
         warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
         eval_steps=config.eval_steps or math.ceil(steps / EVALUATIONS_PER_RUN),
-        lr=config.lr or DEFAULT_LR[method],
+        lr=config.lr or default_lr(method, init),
     )
+
+
+def default_lr(method: str, init: str) -> float:
+    """Peak learning rate of a method, and of an adapter by how it starts, as `AdapterConfig` names them."""
+    return PISSA_LR if init == "pissa" else DEFAULT_LR[method]
 
 
 def _default_batch_size(pairs: int) -> int:

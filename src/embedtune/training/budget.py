@@ -1,0 +1,95 @@
+"""How many tokens a training step can take at a time: the memory that is free by the memory that a token takes.
+
+Shapes: `N` texts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from embedtune.data.collection import Pairs
+from embedtune.data.tokens import TokenTable
+from embedtune.models.encoder import Encoder
+from embedtune.models.memory import free_bytes, out_of_memory, peak_bytes
+from embedtune.models.packing import Places, TokenIds
+from embedtune.training.microbatch import MIN_TOKENS
+from embedtune.training.random_state import random_state_kept
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_MEMORY = {"cpu": 0.6, "cuda": 0.8}
+"""Share of the free memory that a micro-batch may take. On a CPU others take from it too, and a process that takes too
+much is killed; on a GPU its step is repeated with less."""
+SAMPLE_TOKENS = 512
+"""A sample of about so many tokens is measured, and one of twice as many."""
+MEASURED_LENGTH = 1024
+"""Longest text that is measured; what longer ones take is inferred."""
+LONG_QUANTILE = 0.95
+"""Texts are measured at the length that this share of all tokens stays within: attention takes more, the longer a text
+is, and micro-batches are made of texts of similar length. The few that are longer still have to share one with others.
+"""
+
+
+def fitting_tokens(encoder: Encoder, pairs: Pairs, query_tokens: TokenTable, passage_tokens: TokenTable) -> int:
+    """Tokens that fit the memory, with their activations, while a training step goes through the encoder.
+
+    Args:
+        encoder: made trainable; forward and backward are run on a small sample, and leave no trace.
+        pairs: rows to train on.
+        query_tokens: token ids of the queries.
+        passage_tokens: token ids of the passages.
+    """
+    trainable = sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
+    still_to_come = 3 * trainable  # gradients, and the optimiser's two moments
+    budget = SHARE_OF_MEMORY[encoder.device.type] * (free_bytes(encoder.device) - still_to_come)
+    negatives = [passage for row in pairs.negative_ids for passage in row]
+    passages = np.concatenate([pairs.passage_ids, np.asarray(negatives, dtype=np.int64)])
+    lengths_N = np.concatenate([query_tokens.lengths_N[pairs.query_ids], passage_tokens.lengths_N[passages]])
+    longest = passages[passage_tokens.lengths_N[passages].argmax()]
+    try:
+        a_token = _bytes_per_token(encoder, passage_tokens[int(longest)], _long_length(lengths_N))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return MIN_TOKENS
+    tokens = max(MIN_TOKENS, math.floor(budget / a_token))
+    logger.info("%.0f bytes a token, %.1f GiB for them: %d tokens at a time", a_token, budget / 2**30, tokens)
+    return tokens
+
+
+def _long_length(lengths_N: Places) -> int:
+    """The length that `LONG_QUANTILE` of all tokens stay within."""
+    ascending_N = np.sort(lengths_N)
+    tokens_N = np.cumsum(ascending_N)
+    return int(ascending_N[np.searchsorted(tokens_N, LONG_QUANTILE * tokens_N[-1])])
+
+
+def _bytes_per_token(encoder: Encoder, text: TokenIds, length: int) -> float:
+    """Bytes that a token takes in texts of that length, some of which are measured with the beginning of `text`."""
+    if length <= MEASURED_LENGTH:
+        return _measure(encoder, np.resize(text, length))
+    # Attention's share grows with the length, and all the rest does not.
+    half, whole = (_measure(encoder, np.resize(text, size)) for size in (MEASURED_LENGTH // 2, MEASURED_LENGTH))
+    return whole + max(0.0, whole - half) * (length - MEASURED_LENGTH) / (MEASURED_LENGTH / 2)
+
+
+def _measure(encoder: Encoder, text: TokenIds) -> float:
+    """Bytes that a token more takes at the peak of a forward and backward pass, in texts of that length."""
+    copies = math.ceil(SAMPLE_TOKENS / len(text))
+    was_training = encoder.training
+    encoder.train()
+    with random_state_kept():
+        # Twice as many first: what is made at the first pass and kept would otherwise be missing from the difference.
+        double = peak_bytes(lambda: _forward_backward(encoder, [text] * 2 * copies))
+        single = peak_bytes(lambda: _forward_backward(encoder, [text] * copies))
+    encoder.train(was_training)
+    return max(1.0, (double - single) / (copies * len(text)))
+
+
+def _forward_backward(encoder: Encoder, texts: Sequence[TokenIds]) -> None:
+    encoder.embed(texts).sum().backward()  # type: ignore[no-untyped-call]
+    encoder.zero_grad(set_to_none=True)

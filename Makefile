@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check benchmark clean
 
 demo: $(VENV)/.demo   ## install, then run the whole job on the built-in example
 	rm -rf embedtune-demo
@@ -18,6 +18,9 @@ check:                ## all checks and tests, in the environment there is
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+benchmark: $(VENV)/.demo   ## time embedtune beside its peers on the built-in example (some minutes on two cores)
+	$(BIN)/python -m benchmarks train --batch-size 32 --rounds 2
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,12 @@
-"""embedtune beside plain Sentence Transformers + PEFT: same work, separate processes, in turn, as ratios.
+"""embedtune beside its peers: same work, separate processes, in turn, as ratios.
 
-`python -m benchmarks.train PAIRS` times training steps, `python -m benchmarks.encode TEXTS` times encoding.
-`python -m benchmarks.methods PAIRS` compares embedtune's own methods, in memory and in speed. What is measured and how
-is described in docs/performance.md.
+`python -m benchmarks` lists what there is. What is measured and how is described in docs/performance.md.
 """
+
+COMMANDS = {
+    "train": "training steps of embedtune and of each peer that is installed, on the same batches",
+    "quality-time": "time that training takes to reach a given NDCG@10 on a dev set, for each of them",
+    "encode": "embedding texts with embedtune and with Sentence Transformers",
+    "methods": "memory and speed of embedtune's own methods, by size of the encoder",
+}
+"""Command of `python -m benchmarks` to what it measures; its module has the same name, underscored."""

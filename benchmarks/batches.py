@@ -7,6 +7,7 @@ nothing to merge and nothing to mask, so embedtune and its peers have the same t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,7 +24,7 @@ Batch = list[Row]
 
 
 def build_batches(source: str, *, batch_size: int, count: int, seed: int) -> list[Batch]:
-    """`count` batches of exactly `batch_size` pairs of a file.
+    """`count` batches of exactly `batch_size` pairs of a file; pairs come again in a later epoch if they have to.
 
     Args:
         source: question/passage pairs in any form that `embedtune train` takes.
@@ -32,22 +33,39 @@ def build_batches(source: str, *, batch_size: int, count: int, seed: int) -> lis
         seed: of their order.
 
     Raises:
-        DataError: the file can't be read, or has too few pairs for so many batches.
+        DataError: the file can't be read, or has too few pairs for a batch.
     """
     builder = CollectionBuilder()
     rows = builder.add(read(source))
-    collection, pairs = builder.finish(), rows.pairs
+    collection = builder.finish()
+    return list(islice(endless_batches(rows.pairs, collection, batch_size=batch_size, seed=seed), count))
+
+
+def endless_batches(pairs: Pairs, collection: Collection, *, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Batches of exactly `batch_size` pairs, epoch after epoch.
+
+    Raises:
+        DataError: there are too few pairs for a batch.
+    """
+    epoch = 0
+    while True:
+        found = epoch_of_batches(pairs, collection, batch_size=batch_size, seed=seed, epoch=epoch)
+        epoch += 1
+        if not found:
+            raise DataError(
+                f"{len(pairs):,} pairs give no batch of {batch_size} in which no text comes twice.\n"
+                "Type a smaller --batch-size."
+            )
+        yield from found
+
+
+def epoch_of_batches(pairs: Pairs, collection: Collection, *, batch_size: int, seed: int, epoch: int) -> list[Batch]:
+    """The batches of one epoch: of exactly `batch_size` pairs, and with nothing to merge or mask."""
     full = len(pairs) // batch_size * batch_size
-    found: list[IdArray] = []
-    if full:
-        order = epoch_batches(pairs.select(range(full)), batch_size=batch_size, seed=seed, epoch=0)
-        found = list(islice((rows for rows in order if _nothing_to_mask(rows, pairs, collection)), count))
-    if len(found) < count:
-        raise DataError(
-            f"'{source}': {len(pairs):,} pairs give {len(found)} batches of {batch_size} in which no text comes "
-            f"twice, expected {count} (one of them for the warm-up).\nType a smaller --batch-size or fewer --steps."
-        )
-    return [_texts(rows, pairs, collection) for rows in found]
+    if not full:
+        return []
+    order = epoch_batches(pairs.select(range(full)), batch_size=batch_size, seed=seed, epoch=epoch)
+    return [_texts(rows, pairs, collection) for rows in order if _nothing_to_mask(rows, pairs, collection)]
 
 
 def write_batches(batches: list[Batch], path: Path) -> None:
@@ -69,7 +87,7 @@ def _nothing_to_mask(rows: IdArray, pairs: Pairs, collection: Collection) -> boo
     batch = contrastive_batch(pairs, rows, collection.qrels)
     hard_negatives = sum(len(pairs.negative_ids[row]) for row in rows)
     repeats = len(batch.query_ids) < len(rows) or len(batch.passage_ids) < len(rows) + hard_negatives
-    return not repeats and int(batch.answers_QP.sum()) == len(rows)
+    return not repeats and batch.answers_2A.shape[1] == len(rows)
 
 
 def _texts(rows: IdArray, pairs: Pairs, collection: Collection) -> Batch:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
 from benchmarks.jobs import CHECKPOINTING, MethodJob, row_of
 from benchmarks.measure import StepClock, held_bytes, peak_bytes, reset_peak
+from benchmarks.ours import load_trainable
 from benchmarks.records import MethodMeasurement
 from benchmarks.steps import given_objective, run_steps
 from embedtune.config import AdapterConfig, ModelConfig, TrainingConfig
 from embedtune.kernels.allocator import keep_freed_memory
-from embedtune.models.adapters import make_trainable, trainable_parameters
+from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.hardware import choose_device
-from embedtune.models.load import load_encoder
 from embedtune.models.recompute import recompute_layers
 
 
@@ -24,7 +22,9 @@ def time_method(cell: str, job: MethodJob) -> MethodMeasurement:
     process = held_bytes(device)
     encoder = _trainable(cell, job)
     loaded, load_peak = held_bytes(device), peak_bytes(device)
-    config = TrainingConfig(batch_size=job.batch_size, optimizer=job.optimizer)
+    config = TrainingConfig(
+        batch_size=job.batch_size, optimizer=job.optimizer, schedule="constant", warmup_fraction=0.0
+    )
     objective = given_objective(encoder, job.batches, scale=config.scale)
     reset_peak(device)
     clock = StepClock(device, warmup=job.warmup)
@@ -46,7 +46,6 @@ def time_method(cell: str, job: MethodJob) -> MethodMeasurement:
 
 
 def _trainable(cell: str, job: MethodJob) -> Encoder:
-    """In the order of `pipeline.train`: with `--memory low` the model is loaded in 4 bits, else it becomes so here."""
     row = row_of(cell)
     model = ModelConfig(
         base=job.base,
@@ -55,14 +54,7 @@ def _trainable(cell: str, job: MethodJob) -> Encoder:
         max_length=job.max_length,
         memory="low" if row.low_memory else "auto",
     )
-    adapter = AdapterConfig(method=row.method)
-    encoder = load_encoder(model, four_bit=row.low_memory, master_weights=adapter.trains_weights)
-    torch.manual_seed(job.seed)
-    if row.method == "qlora" and not row.low_memory:
-        from embedtune.models.quantize import quantize  # needs bitsandbytes
-
-        encoder.notes.append(quantize(encoder, low_memory=False))
-    make_trainable(encoder, adapter)
+    encoder = load_trainable(model, AdapterConfig(method=row.method), seed=job.seed)
     if cell.endswith(CHECKPOINTING):
         recompute_layers(encoder.backbone)
     return encoder

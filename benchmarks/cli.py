@@ -16,12 +16,17 @@ from embedtune.models.hardware import choose_device
 Options = TypeVar("Options")
 
 
-def run(options: type[Options], benchmark: Callable[[Options], None], *, name: str) -> NoReturn:
-    """Parse the command line, run, and exit: 0 done, 1 runners disagree or fail, 2 the input is wrong."""
+def run(
+    options: type[Options], benchmark: Callable[[Options], None], arguments: Sequence[str] | None, *, name: str
+) -> NoReturn:
+    """Parse the arguments, the command line's if None, run, and exit: 0 done, 1 runners disagree or fail, 2 the input
+    is wrong.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        benchmark(tyro.cli(options, prog=f"python -m benchmarks.{name}", args=sys.argv[1:]))
+        benchmark(tyro.cli(options, prog=f"python -m benchmarks {name}", args=given))
     except EmbedtuneError as error:
-        fail(f"benchmarks.{name}: {error}")
+        fail(f"benchmarks {name}: {error}")
         sys.exit(error.exit_code)
     sys.exit(0)
 

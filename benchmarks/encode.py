@@ -1,23 +1,24 @@
-"""Encoding: `python -m benchmarks.encode TEXTS`."""
+"""Encoding: `python -m benchmarks encode TEXTS`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 
 from benchmarks import output
-from benchmarks.agreement import check_agreement
-from benchmarks.cli import device_name, distinct, require_at_least, run
+from benchmarks.cli import device_name, require_at_least, run
 from benchmarks.hardware import describe
-from benchmarks.jobs import DeviceName, EncodeJob, EncodeRunner
+from benchmarks.jobs import DEFAULT_ENCODE_RUNNERS, DeviceName, EncodeJob, EncodeRunner
 from benchmarks.processes import Runners
-from benchmarks.records import Agreement, EncodeMeasurement
+from benchmarks.records import EncodeMeasurement
 from benchmarks.summary import encode_rates, ratios, summarize_encode
+from benchmarks.turns import Participants
 from embedtune.data.read import read_passages
 from embedtune.errors import DataError
 
@@ -38,50 +39,58 @@ class EncodeOptions:
     """Tokens read of a text."""
     rounds: int = 3
     """How often each runner takes its turn."""
-    runners: tuple[EncodeRunner, ...] = ("embedtune", "st-fp32", "st-bf16")
-    """Who takes turns, in this order."""
+    runners: tuple[EncodeRunner, ...] = ()
+    """Who takes turns, in this order; embedtune and each peer that can run on this machine if not given."""
     device: DeviceName | None = None
     """Where to compute; CUDA where there is any if not given."""
     out: Path | None = None
     """JSON file to write everything measured to."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, limit=self.limit, rounds=self.rounds, runners=len(self.runners))
+        require_at_least(1, limit=self.limit, rounds=self.rounds)
 
 
 def benchmark(options: EncodeOptions) -> None:
     """Check that the runners agree, time them in turn, print and write the results.
 
     Raises:
-        DisagreementError: two runners don't compute the same.
-        EmbedtuneError: the input can't be used, or a runner fails.
+        UserError: the input can't be used.
+        RunError: a runner failed, or two don't compute the same; what the others took has been told by then.
     """
     output.writable(options.out)
     device = device_name(options.device)
     facts = describe(device)
     output.show_hardware(facts)
+    participants = Participants.of(options.runners, DEFAULT_ENCODE_RUNNERS, device)
     texts = _texts(options)
     with TemporaryDirectory() as folder:
         job = _job(options, texts, device, Path(folder))
         runners = Runners(job, Path(folder))
-        for line in check_agreement(
-            [runners.run("agree-encode", name, Agreement) for name in distinct(options.runners)]
-        ):
-            output.say(f"agreed: {line}")
-        rounds = [_round(runners, number, options) for number in range(1, options.rounds + 1)]
-    summaries, compared = summarize_encode(rounds), ratios(encode_rates(rounds))
+        participants.agree(runners, "agree-encode")
+        rounds = [_round(runners, participants, f"round {n}/{options.rounds}") for n in range(1, options.rounds + 1)]
+    summaries, compared = summarize_encode(rounds), ratios(encode_rates(rounds), refused=participants.disagreeing)
     output.show_encode(summaries)
+    output.show_failures(participants.failed)
     output.show_ratios(compared)
     results = {
         "benchmark": "encode",
         "texts_file": options.texts,
         "job": {**asdict(job), "texts": len(texts), "rounds": options.rounds},
         "environment": facts,
+        "skipped": participants.skipped,
+        "failed": participants.failed,
+        "agreement": participants.compared,
         "summary": summaries,
         "ratios": compared,
         "rounds": rounds,
     }
     output.write_results(options.out, results)
+    participants.complain()
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The command line, or these arguments."""
+    run(EncodeOptions, benchmark, arguments, name="encode")
 
 
 def _texts(options: EncodeOptions) -> list[str]:
@@ -98,14 +107,13 @@ def _job(options: EncodeOptions, texts: list[str], device: DeviceName, folder: P
     return EncodeJob(base=options.base, texts=str(path), max_length=options.max_length, device=device)
 
 
-def _round(runners: Runners, number: int, options: EncodeOptions) -> dict[str, EncodeMeasurement]:
+def _round(runners: Runners, participants: Participants, label: str) -> dict[str, EncodeMeasurement]:
     measured: dict[str, EncodeMeasurement] = {}
-    for name in distinct(options.runners):
-        measured[name] = runners.run("time-encode", name, EncodeMeasurement)
-        rate = measured[name].texts / measured[name].seconds
-        output.say(f"round {number}/{options.rounds}  {name}: {rate:,.0f} texts/s")
+    for name, taken in participants.take_turns(runners, "time-encode", EncodeMeasurement):
+        measured[name] = taken
+        output.say(f"{label}  {name}: {taken.texts / taken.seconds:,.0f} texts/s")
     return measured
 
 
 if __name__ == "__main__":
-    run(EncodeOptions, benchmark, name="encode")
+    main()

@@ -15,6 +15,8 @@ from embedtune.report.results import environment
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 """CPU features that decide how fast matrices are multiplied."""
+OPTIONAL_PACKAGES = ("triton", "bitsandbytes", "unsloth", "unsloth_zoo", "flash-attn", "xformers")
+"""What embedtune or a peer uses where it is installed."""
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -24,7 +26,8 @@ def describe(device: str) -> dict[str, Any]:
     versions.pop("precision")
     return {
         **versions,
-        "bitsandbytes": _bitsandbytes(),
+        **{package: _version(package) for package in OPTIONAL_PACKAGES},
+        "cuda": torch.version.cuda,
         "cpu": cpu["model"] or platform.processor(),
         "cpu_flags": cpu["flags"],
         "cores": _cores(),
@@ -43,10 +46,10 @@ def cpu_facts(cpuinfo: str) -> dict[str, Any]:
     return {"model": fields.get("model name", ""), "flags": [flag for flag in FLAGS if flag in present]}
 
 
-def _bitsandbytes() -> str | None:
-    """Its version; it is an extra."""
+def _version(package: str) -> str | None:
+    """None if it is not installed."""
     try:
-        return importlib.metadata.version("bitsandbytes")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 

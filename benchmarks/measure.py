@@ -3,49 +3,81 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.jobs import WARMUP_STEPS
+from benchmarks.records import GemmRates
 
 GEMM_SECONDS = 0.4
 """How long one matrix product is repeated."""
+SQUARES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
+"""Sizes of square products that may fill a device of that type."""
 
 _CLEAR_REFS, _FORGET_PEAK = Path("/proc/self/clear_refs"), "5"
 """Writing 5 there sets VmHWM to VmRSS: man 5 proc."""
 
 
+Mark = float | torch.cuda.Event
+"""A moment: the host's clock, or where a GPU has got to."""
+
+
 @dataclass
 class StepClock:
-    """Times training steps from `begin` to `end`, and what lies between an end and the next begin."""
+    """Times training steps from `begin` to `end`, and what lies between an end and the next begin.
+
+    On a GPU it is the GPU's own time, and nothing waits for it: the host may work ahead as it does outside a benchmark.
+    """
 
     device: torch.device
-    warmup: int = WARMUP_STEPS
-    """Steps that don't count."""
-    _begins: list[float] = field(default_factory=list)
-    _ends: list[float] = field(default_factory=list)
+    warmup: int = 0
+    """First steps that don't count."""
+    _begins: list[Mark] = field(default_factory=list)
+    _ends: list[Mark] = field(default_factory=list)
 
     def begin(self) -> None:
-        self._begins.append(now(self.device))
+        """A step begins; one that has not ended ends."""
+        self.end()
+        self._begins.append(self._mark())
 
     def end(self) -> None:
-        self._ends.append(now(self.device))
+        """The step ends, if one has begun."""
+        if self.steps < len(self._begins):
+            self._ends.append(self._mark())
+
+    @property
+    def steps(self) -> int:
+        """That have ended."""
+        return len(self._ends)
 
     def step_seconds(self) -> list[float]:
         """Of each step after the warm-up."""
         timed = list(zip(self._begins, self._ends, strict=True))[self.warmup :]
-        return [end - begin for begin, end in timed]
+        return [self._between(begin, end) for begin, end in timed]
 
     def gap_seconds(self) -> float:
         """Mean time before a step after the warm-up."""
-        gaps = [begin - end for end, begin in zip(self._ends, self._begins[1:], strict=False)]
+        gaps = [self._between(end, begin) for end, begin in zip(self._ends, self._begins[1:], strict=False)]
         counted = gaps[max(0, self.warmup - 1) :]
         return sum(counted) / max(1, len(counted))
+
+    def _mark(self) -> Mark:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _between(self, start: Mark, end: Mark) -> float:
+        if isinstance(start, float) or isinstance(end, float):
+            return float(end) - float(start)  # type: ignore[arg-type]
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
 
 
 def now(device: torch.device) -> float:
@@ -79,6 +111,44 @@ def reset_peak(device: torch.device) -> None:
     else:
         with suppress(OSError):
             _CLEAR_REFS.write_text(_FORGET_PEAK, encoding="utf-8")
+
+
+def held_weights(model: nn.Module) -> str:
+    """The formats that a model's weights are held in, most of them first: "nf4 and bf16, trained ones in fp32"."""
+    frozen, trained, copies = Counter[str](), Counter[str](), set[str]()
+    for parameter in model.parameters():
+        if hasattr(parameter, "quant_state"):  # bitsandbytes' packs two values in a byte
+            frozen["nf4"] += 2 * parameter.numel()
+        else:
+            (trained if parameter.requires_grad else frozen)[_short(parameter.dtype)] += parameter.numel()
+    for module in model.modules():
+        copy = vars(module).get("dense_copy")  # embedtune's, of 4-bit weights
+        if isinstance(copy, Tensor):
+            copies.add(f" with a {_short(copy.dtype)} copy")
+    held = " and ".join(name for name, _ in frozen.most_common()) + "".join(sorted(copies))
+    return ", ".join(filter(None, (held, f"trained ones in {' and '.join(trained)}" if trained else "")))
+
+
+def _short(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(name, name)
+
+
+def measure_gemm(device: torch.device, shape: tuple[int, int, int]) -> GemmRates:
+    """The rates of a layer of that shape, and the best of some square ones, in fp32 and in bf16."""
+    own = {dtype: gemm_rate(dtype, device, shape) for dtype in (torch.float32, torch.bfloat16)}
+    squares = {
+        dtype: {size: gemm_rate(dtype, device, (size, size, size)) for size in SQUARES[device.type]} for dtype in own
+    }
+    best = {dtype: max(rates, key=lambda size: rates[size]) for dtype, rates in squares.items()}
+    return GemmRates(
+        shape=shape,
+        fp32=own[torch.float32],
+        bf16=own[torch.bfloat16],
+        square_fp32=squares[torch.float32][best[torch.float32]],
+        square_bf16=squares[torch.bfloat16][best[torch.bfloat16]],
+        best_squares=(best[torch.float32], best[torch.bfloat16]),
+    )
 
 
 def gemm_rate(dtype: torch.dtype, device: torch.device, shape: tuple[int, int, int]) -> float:

@@ -1,4 +1,4 @@
-"""What each method of training takes: `python -m benchmarks.methods PAIRS`."""
+"""What each method of training takes: `python -m benchmarks methods PAIRS`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import tyro
@@ -22,17 +22,10 @@ from benchmarks.processes import OutOfMemoryError, Runners
 from benchmarks.records import MethodMeasurement
 from benchmarks.sizes import SIZES, write_checkpoint
 from benchmarks.summary import summarize_methods
+from benchmarks.turns import Runner
 from embedtune.models.hardware import PrecisionName, choose_precision
 
 DEFAULT_BATCH = {"cpu": 32, "cuda": 128}
-
-Record = TypeVar("Record")
-
-
-class CellRunner(Protocol):
-    """What `Runners` does here."""
-
-    def run(self, action: str, runner: str, record: type[Record]) -> Record: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +106,7 @@ def benchmark(options: MethodsOptions) -> None:
 
 
 def measure(
-    runners: Mapping[str, CellRunner], cells: Sequence[str], *, rounds: int, precision: str
+    runners: Mapping[str, Runner], cells: Sequence[str], *, rounds: int, precision: str
 ) -> list[dict[str, dict[str, MethodMeasurement | None]]]:
     """Each cell of each size in turn, as many times as there are rounds.
 
@@ -144,7 +137,7 @@ def measure(
     return found
 
 
-def _measure(runner: CellRunner, cell: str) -> MethodMeasurement | None:
+def _measure(runner: Runner, cell: str) -> MethodMeasurement | None:
     try:
         return runner.run("time-method", cell, MethodMeasurement)
     except OutOfMemoryError:
@@ -182,5 +175,10 @@ def _jobs(
     return jobs, parameters
 
 
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The command line, or these arguments."""
+    run(MethodsOptions, benchmark, arguments, name="methods")
+
+
 if __name__ == "__main__":
-    run(MethodsOptions, benchmark, name="methods")
+    main()

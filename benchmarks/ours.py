@@ -6,33 +6,37 @@ Shapes: `B` rows of a batch, `U` its texts (questions, then passages), `E` embed
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from benchmarks.agreement import fill_adapter
-from benchmarks.jobs import EncodeJob, TrainJob
-from benchmarks.measure import StepClock, held_bytes, now, peak_bytes, reset_peak
-from benchmarks.records import Agreement, EncodeMeasurement, TrainMeasurement
-from benchmarks.steps import given_objective, run_steps, tokens_of
-from embedtune.config import AdapterConfig, ModelConfig, TrainingConfig
+from benchmarks.dev import METRIC, Curve, read_dev
+from benchmarks.jobs import OURS, EncodeJob, QualityJob, TrainJob
+from benchmarks.measure import StepClock, held_bytes, held_weights, now, peak_bytes, reset_peak
+from benchmarks.records import Agreement, EncodeMeasurement, QualityMeasurement, TrainMeasurement
+from benchmarks.steps import given_objective, run_steps, tokens_of, training_config
+from embedtune.config import AdapterConfig, ModelConfig
 from embedtune.kernels.allocator import keep_freed_memory
-from embedtune.models.adapters import attach_adapter, trainable_parameters
+from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
-from embedtune.models.hardware import PrecisionName
 from embedtune.models.load import load_encoder
+from embedtune.training.budget import fitting_tokens
+from embedtune.training.contrastive import ContrastiveObjective
 
-PRECISIONS: dict[str, PrecisionName] = {"embedtune": "auto", "embedtune-fp32": "fp32"}
+
+class _TargetReached(Exception):
+    """Ends the training."""
 
 
 def agree_train(runner: str, job: TrainJob, embeddings: Path) -> Agreement:
     """Embeddings and loss of the first batch with a random adapter, nothing dropped."""
-    encoder, precision = load(runner, job)
-    adapted = _adapted(encoder, job)
-    fill_adapter(adapted.named_parameters(), seed=job.seed)
+    encoder = _adapted(runner, job)
+    fill_adapter(encoder.named_parameters(), seed=job.seed)
     objective = given_objective(encoder, job.batches, scale=job.scale)
     encoder.eval()
     rows_B = np.arange(job.batch_size)
@@ -42,49 +46,87 @@ def agree_train(runner: str, job: TrainJob, embeddings: Path) -> Agreement:
         np.save(embeddings, encoder.embed(texts_U).cpu().numpy())
     return Agreement(
         runner=runner,
-        precision=precision,
+        precision=encoder.source.precision,
         embeddings=str(embeddings),
         loss=loss.item(),
         tokens=tokens,
-        trainable_parameters=trainable_parameters(adapted)[0],
+        trainable_parameters=trainable_parameters(encoder)[0],
+        weights=held_weights(encoder),
     )
 
 
 def time_train(runner: str, job: TrainJob) -> TrainMeasurement:
     """Train on the batches with embedtune's own step loop."""
     keep_freed_memory()
-    encoder, precision = load(runner, job)
+    encoder = _adapted(runner, job)
     device = encoder.device
-    _adapted(encoder, job)
     loaded = held_bytes(device)
-    reset_peak(device)
     started = time.perf_counter()
     objective = given_objective(encoder, job.batches, scale=job.scale)
     data_seconds = (time.perf_counter() - started) / (len(objective.pairs) // job.batch_size)
-    config = TrainingConfig(lr=job.lr, batch_size=job.batch_size, weight_decay=job.weight_decay, scale=job.scale)
-    clock = StepClock(device)
-    progress = run_steps(encoder, objective, config, clock, method="lora", seed=job.seed)
+    _fit_memory(objective)
+    reset_peak(device)
+    clock = StepClock(device, warmup=job.warmup)
+    progress = run_steps(encoder, objective, training_config(job), clock, method=job.method, seed=job.seed)
     return TrainMeasurement(
         runner=runner,
-        precision=precision,
+        precision=encoder.source.precision,
         step_seconds=clock.step_seconds(),
         data_seconds=data_seconds,
         loaded_bytes=loaded,
         peak_bytes=peak_bytes(device),
         mean_loss=sum(progress.losses) / len(progress.losses),
+        weights=held_weights(encoder),
+    )
+
+
+def time_quality(runner: str, job: QualityJob) -> QualityMeasurement:
+    """Train until the dev metric is reached, with embedtune's own step loop, its tokenising included."""
+    keep_freed_memory()
+    encoder = _adapted(runner, job.train)
+    dev = read_dev(job.dev)
+    curve = Curve(
+        encoder.device, lambda: dev.ndcg(_encode(encoder, dev.queries), _encode(encoder, dev.passages)), job.target
+    )
+    clock = StepClock(encoder.device)
+
+    def evaluate() -> dict[str, float]:
+        value = curve.measure(clock.steps)
+        if curve.reached:
+            raise _TargetReached
+        return {METRIC: value}
+
+    curve.start()
+    objective = given_objective(encoder, job.train.batches, scale=job.train.scale)
+    _fit_memory(objective)
+    config = replace(training_config(job.train), eval_steps=job.eval_steps)
+    with suppress(_TargetReached):
+        run_steps(encoder, objective, config, clock, method=job.train.method, seed=job.train.seed, evaluate=evaluate)
+    return QualityMeasurement(
+        runner=runner,
+        precision=encoder.source.precision,
+        weights=held_weights(encoder),
+        steps=curve.steps,
+        seconds=curve.seconds,
+        ndcg=curve.values,
     )
 
 
 def agree_encode(runner: str, job: EncodeJob, texts: list[str], embeddings: Path) -> Agreement:
     """Embeddings of the texts."""
-    encoder, precision = load(runner, job)
-    np.save(embeddings, _encode(encoder, texts).numpy())
-    return Agreement(runner=runner, precision=precision, embeddings=str(embeddings))
+    encoder = load(runner, job)
+    np.save(embeddings, _encode(encoder, texts).cpu().numpy())
+    return Agreement(
+        runner=runner,
+        precision=encoder.source.precision,
+        embeddings=str(embeddings),
+        weights=held_weights(encoder),
+    )
 
 
 def time_encode(runner: str, job: EncodeJob, warmup: list[str], texts: list[str]) -> EncodeMeasurement:
     """Embed the texts, after those of the warm-up."""
-    encoder, precision = load(runner, job)
+    encoder = load(runner, job)
     _encode(encoder, warmup)
     loaded = held_bytes(encoder.device)
     reset_peak(encoder.device)
@@ -92,7 +134,7 @@ def time_encode(runner: str, job: EncodeJob, warmup: list[str], texts: list[str]
     _encode(encoder, texts)
     return EncodeMeasurement(
         runner=runner,
-        precision=precision,
+        precision=encoder.source.precision,
         texts=len(texts),
         seconds=now(encoder.device) - started,
         loaded_bytes=loaded,
@@ -100,16 +142,44 @@ def time_encode(runner: str, job: EncodeJob, warmup: list[str], texts: list[str]
     )
 
 
-def load(runner: str, job: TrainJob | EncodeJob) -> tuple[Encoder, str]:
-    """The encoder in the runner's precision, and the precision's name."""
-    config = ModelConfig(base=job.base, device=job.device, precision=PRECISIONS[runner], max_length=job.max_length)
-    encoder = load_encoder(config)
-    return encoder, encoder.source.precision
+def load(runner: str, job: TrainJob | EncodeJob) -> Encoder:
+    """The encoder in the runner's precision, without an adapter and not in 4 bits."""
+    return load_encoder(_model_config(runner, job))
 
 
-def _adapted(encoder: Encoder, job: TrainJob) -> PeftModel:
-    torch.manual_seed(job.seed)
-    return attach_adapter(encoder, AdapterConfig(rank=job.rank, alpha=job.alpha))
+def load_trainable(model: ModelConfig, adapter: AdapterConfig, *, seed: int) -> Encoder:
+    """In the order of `pipeline.train`: with `--memory low` the model is loaded in 4 bits, else it becomes so here."""
+    low_memory = model.memory == "low"
+    encoder = load_encoder(model, four_bit=low_memory, master_weights=adapter.trains_weights)
+    torch.manual_seed(seed)
+    if adapter.method == "qlora" and not low_memory:
+        from embedtune.models.quantize import quantize  # needs bitsandbytes
+
+        encoder.notes.append(quantize(encoder, low_memory=False))
+    make_trainable(encoder, adapter)
+    return encoder
+
+
+def _adapted(runner: str, job: TrainJob) -> Encoder:
+    adapter = AdapterConfig(method=job.method, rank=job.rank, alpha=job.alpha)
+    return load_trainable(_model_config(runner, job), adapter, seed=job.seed)
+
+
+def _fit_memory(objective: ContrastiveObjective) -> None:
+    """As `stages.build_trainer` does: no more goes through the encoder at a time than memory allows."""
+    objective.micro_batch.tokens = fitting_tokens(
+        objective.encoder, objective.pairs, objective.query_tokens, objective.passage_tokens
+    )
+
+
+def _model_config(runner: str, job: TrainJob | EncodeJob) -> ModelConfig:
+    return ModelConfig(
+        base=job.base,
+        device=job.device,
+        precision=OURS[runner].precision,
+        max_length=job.max_length,
+        memory="low" if OURS[runner].low_memory else "auto",
+    )
 
 
 def _encode(encoder: Encoder, texts: list[str]) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.hardware import OPTIONAL_PACKAGES
 from benchmarks.jobs import CHECKPOINTING
 from benchmarks.records import GemmRates, Workload
-from benchmarks.summary import EncodeSummary, MethodSummary, Ratio, TrainSummary
+from benchmarks.summary import EncodeSummary, MethodSummary, QualitySummary, Ratio, TrainSummary
 from embedtune.errors import OutputError
 
 Ratios = Mapping[str, Mapping[str, Ratio]]
@@ -38,22 +39,26 @@ def show_hardware(facts: Mapping[str, Any]) -> None:
     name = facts["cpu"] if facts["device"] == "cpu" else facts["device_name"]
     flags = f" ({', '.join(facts['cpu_flags'])})" if facts["cpu_flags"] else ""
     say(f"{name}, {facts['cores']} cores{flags}, {facts['threads']} threads")
-    packages = ("torch", "transformers", "sentence-transformers", "peft")
-    say(", ".join(f"{package} {facts[package]}" for package in packages))
+    packages = ("torch", "transformers", "sentence-transformers", "peft", *OPTIONAL_PACKAGES)
+    say(", ".join(f"{package} {facts[package]}" for package in packages if facts[package] is not None))
 
 
 def show_work(work: Workload, gemm: GemmRates) -> None:
-    shape = " x ".join(map(str, gemm.shape))
     say(
         f"timed in each round: {work.pairs:,} pairs, {work.tokens:,} tokens; "
         f"padded, {work.padding:.0%} of the positions would be padding"
     )
-    say(f"GEMM floor, linear {shape}: fp32 {gemm.fp32 / 1e12:.2f} TFLOP/s, bf16 {gemm.bf16 / 1e12:.2f} TFLOP/s")
+    layer, (square_fp32, square_bf16) = " x ".join(map(str, gemm.shape)), gemm.best_squares
+    say(f"GEMM of the model's own layer, {layer}: fp32 {_teraflops(gemm.fp32)}, bf16 {_teraflops(gemm.bf16)}")
+    say(
+        f"best square GEMM: fp32 {_teraflops(gemm.square_fp32)} ({square_fp32:,} wide), "
+        f"bf16 {_teraflops(gemm.square_bf16)} ({square_bf16:,} wide)"
+    )
 
 
 def show_train(summaries: Mapping[str, TrainSummary]) -> None:
     table = Table(title="training, medians over the rounds", title_justify="left")
-    headings = ("runner", "pairs/s", "tokens/s", "step", "data", "peak", "above load", "of GEMM", "loss")
+    headings = ("runner", "pairs/s", "tokens/s", "step", "data", "peak", "above load", "MFU", "of own GEMM", "loss")
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     for runner, s in summaries.items():
@@ -65,9 +70,20 @@ def show_train(summaries: Mapping[str, TrainSummary]) -> None:
             _seconds(s.data_seconds),
             _gibibytes(s.peak_bytes),
             _gibibytes(s.peak_above_loaded_bytes),
-            f"{s.gemm_share:.0%}",
+            f"{s.flop_utilisation:.1%}",
+            f"{s.gemm_share:.1%}",
             f"{s.mean_loss:.4f}",
         )
+    _console.print(table)
+
+
+def show_quality(summaries: Mapping[str, QualitySummary], target: float) -> None:
+    table = Table(title=f"training to dev NDCG@10 of {target:g}, medians over the rounds", title_justify="left")
+    for place, heading in enumerate(("runner", "weights", "before", "best", "steps", "time")):
+        table.add_column(heading, justify="right" if place > 1 else "left", no_wrap=True)
+    for runner, s in summaries.items():
+        reached = ("not reached", "–") if s.seconds is None else (f"{s.steps:,.0f}", _seconds(s.seconds))
+        table.add_row(f"{runner} ({s.precision})", s.weights, f"{s.base:.4f}", f"{s.best:.4f}", *reached)
     _console.print(table)
 
 
@@ -119,6 +135,11 @@ def show_ratios(ratios: Ratios) -> None:
             say(f"{ours} / {peer}: {r.median:.2f}x  (rounds: {r.lowest:.2f} to {r.highest:.2f})")
 
 
+def show_failures(failed: Mapping[str, str]) -> None:
+    for runner, reason in failed.items():
+        say(f"{runner}: failed at {reason}")
+
+
 def writable(out: Path | None, *, option: str = "--out") -> None:
     """Refuse a file that can't be written before hours are spent on its content.
 
@@ -129,9 +150,16 @@ def writable(out: Path | None, *, option: str = "--out") -> None:
         raise OutputError(f"{option} {out}: its folder {out.absolute().parent} does not exist.")
 
 
-def write_results(out: Path | None, results: Mapping[str, Any]) -> None:
+def save_results(out: Path | None, results: Mapping[str, Any]) -> None:
+    """Write what there is so far."""
     if out is not None:
         out.write_text(json.dumps(results, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def write_results(out: Path | None, results: Mapping[str, Any]) -> None:
+    """Write them and say so."""
+    save_results(out, results)
+    if out is not None:
         say(f"written: {out}")
 
 
@@ -140,6 +168,10 @@ def _plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} has no place in the results")
+
+
+def _teraflops(value: float) -> str:
+    return f"{value / 1e12:.2f} TFLOP/s"
 
 
 def _seconds(value: float) -> str:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from benchmarks.jobs import Job, save_job
 from embedtune.errors import RunError, UserError
 
@@ -21,12 +19,16 @@ Record = TypeVar("Record")
 _ROOT = Path(__file__).resolve().parent.parent
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 _ERROR_LINES = 12
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-"""What libraries say that have no class of exception for it."""
+_REASON_LENGTH = 300
 
 
 class RunnerFailedError(RunError):
     """A runner's process ended without a result."""
+
+    @property
+    def reason(self) -> str:
+        """The last line of what it said, which is where Python puts the exception."""
+        return str(self).splitlines()[-1][:_REASON_LENGTH]
 
 
 class OutOfMemoryError(RunnerFailedError):
@@ -35,15 +37,9 @@ class OutOfMemoryError(RunnerFailedError):
     exit_code = 3
     """By which the process says so."""
 
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, or that is why another error was raised."""
-    while error is not None:
-        said = str(error).lower()
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in said for sign in _NO_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    @property
+    def reason(self) -> str:
+        return "out of memory"
 
 
 @dataclass
@@ -52,10 +48,13 @@ class Runners:
 
     job: Job
     folder: Path
-    """Where the job and the results go; it must exist."""
+    """Where the job and the results go; it is made if it does not exist."""
+    time_limit: float | None = None
+    """Seconds that a process may take."""
     _count: int = field(default=0)
 
     def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         save_job(self.job, self._job_file)
 
     def run(self, action: str, runner: str, record: type[Record]) -> Record:
@@ -74,16 +73,37 @@ class Runners:
         self._count += 1
         out = self.folder / f"{self._count:03d}-{action}-{runner}.json"
         command = [sys.executable, "-m", "benchmarks.runners", action, runner, str(self._job_file), str(out)]
-        done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
-        if done.returncode == UserError.exit_code:
-            raise UserError(done.stderr.strip())
-        if done.returncode != 0 or not out.is_file():
-            said = "\n".join(done.stderr.strip().splitlines()[-_ERROR_LINES:])
-            ran_out = done.returncode in (OutOfMemoryError.exit_code, -signal.SIGKILL)
+        code, said = self._execute(command, out.with_suffix(".err"))
+        if code is None:
+            raise RunnerFailedError(f"{runner}: {action} was stopped:\nit took longer than {self.time_limit:g} s")
+        if code == UserError.exit_code:
+            raise UserError(said)
+        if code != 0 or not out.is_file():
+            last = "\n".join(said.splitlines()[-_ERROR_LINES:])
+            ran_out = code in (OutOfMemoryError.exit_code, -signal.SIGKILL)
             failure = OutOfMemoryError if ran_out else RunnerFailedError
-            raise failure(f"{runner}: {action} ended with exit code {done.returncode}:\n{said}")
+            raise failure(f"{runner}: {action} ended with exit code {code}:\n{last}")
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return record(**found)
+
+    def _execute(self, command: list[str], errors: Path) -> tuple[int | None, str]:
+        """Exit code, None if time ran out, and what was written to stderr.
+
+        Into a file: the end of a pipe would not come before that of processes which the command leaves behind.
+        """
+        with errors.open("w", encoding="utf-8") as sink:
+            try:
+                code: int | None = subprocess.run(
+                    command,
+                    env=self._environment(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=sink,
+                    timeout=self.time_limit,
+                    check=False,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = None
+        return code, errors.read_text(encoding="utf-8", errors="replace").strip()
 
     @property
     def _job_file(self) -> Path:
@@ -92,6 +112,9 @@ class Runners:
     def _environment(self) -> dict[str, str]:
         environment = {**_QUIET, **os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        # unsloth writes the modules that it generates to the working directory, and reports its use, if not told.
+        environment.setdefault("UNSLOTH_COMPILE_LOCATION", str(self.folder / "unsloth"))
+        environment.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
         if self.job.device == "cuda":
             # Sentence Transformers' trainer would spread the batch over all GPUs.
             environment.setdefault("CUDA_VISIBLE_DEVICES", "0")

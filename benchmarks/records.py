@@ -19,6 +19,8 @@ class Agreement:
     tokens: int | None = None
     """Tokens of the first batch, padding not counted."""
     trainable_parameters: int | None = None
+    weights: str | None = None
+    """Formats that they are held in, see `measure.held_weights`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,23 @@ class TrainMeasurement:
     """Most memory held."""
     mean_loss: float
     """Over all steps, the warm-up included."""
+    weights: str
+    """Formats that they are held in, see `measure.held_weights`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityMeasurement:
+    """One process that trained until a dev metric was reached, or to the end."""
+
+    runner: str
+    precision: str
+    weights: str
+    steps: list[int]
+    """Done at each evaluation, the first before any step."""
+    seconds: list[float]
+    """Of training up to each evaluation: tokenising and every step, no evaluation."""
+    ndcg: list[float]
+    """Dev NDCG@10 at each evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +108,29 @@ class Workload:
     """Share of positions that are padding if questions and passages are padded, each to their longest in a batch."""
     flops: float
     """See `workload.training_flops`."""
+    feed_forward: tuple[int, int, int]
+    """A batch's tokens through the model's first feed-forward layer: rows, input features, output features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GemmRates:
-    """Floating-point operations a second of one large linear layer on this device: the floor under a step."""
+    """Floating-point operations a second of matrix products on this device: the floor under a step."""
 
     shape: tuple[int, int, int]
-    """Rows, input features, output features."""
+    """Rows, input features, output features of a linear layer of the model."""
     fp32: float
+    """Of that layer."""
     bf16: float
+    square_fp32: float
+    """Of the fastest square product."""
+    square_bf16: float
+    best_squares: tuple[int, int]
+    """Sizes of the fastest square products in fp32 and in bf16."""
+
+    def layer(self, precision: str) -> float:
+        """The rate of the layer in that precision; fp16 counts as bf16."""
+        return self.fp32 if precision == "fp32" else self.bf16
+
+    def best(self, precision: str) -> float:
+        """The highest rate that was seen in that precision."""
+        return max(self.layer(precision), self.square_fp32 if precision == "fp32" else self.square_bf16)

@@ -5,114 +5,18 @@ The other modules of this package start it; its result goes to `OUT.json`, embed
 
 from __future__ import annotations
 
-import json
+import importlib
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from benchmarks import cells, ours
-from benchmarks.batches import read_batches
-from benchmarks.jobs import WARMUP_STEPS, load_encode_job, load_method_job, load_train_job
-from benchmarks.measure import gemm_rate
-from benchmarks.processes import OutOfMemoryError, out_of_memory
-from benchmarks.records import GemmRates
-from benchmarks.workload import count_work, gemm_shape
-from embedtune.errors import EmbedtuneError
-
-WARMUP_TEXTS = 64
-"""Texts embedded before the timed ones; the agreement is checked on them."""
-
-Action = Callable[[str, Path, Path], Any]
-
-
-def agree_train(runner: str, job: Path, out: Path) -> Any:
-    side = _side(runner)
-    return side.agree_train(runner, load_train_job(job), out.with_suffix(".npy"))
-
-
-def time_train(runner: str, job: Path, out: Path) -> Any:
-    side = _side(runner)
-    return side.time_train(runner, load_train_job(job))
-
-
-def agree_encode(runner: str, job: Path, out: Path) -> Any:
-    side, texts = _side(runner), _texts(job)
-    return side.agree_encode(runner, load_encode_job(job), texts[:WARMUP_TEXTS], out.with_suffix(".npy"))
-
-
-def time_encode(runner: str, job: Path, out: Path) -> Any:
-    side, texts = _side(runner), _texts(job)
-    return side.time_encode(runner, load_encode_job(job), texts[:WARMUP_TEXTS], texts)
-
-
-def time_method(runner: str, job: Path, out: Path) -> Any:
-    return cells.time_method(runner, load_method_job(job))
-
-
-def workload(runner: str, job: Path, out: Path) -> Any:
-    """The work in the timed batches."""
-    train_job = load_train_job(job)
-    encoder, _ = ours.load("embedtune-fp32", train_job)
-    return count_work(encoder, read_batches(train_job.batches)[WARMUP_STEPS:], rank=train_job.rank)
-
-
-def gemm(runner: str, job: Path, out: Path) -> Any:
-    """The device's rate in a layer of the model's shape."""
-    train_job = load_train_job(job)
-    encoder, _ = ours.load("embedtune-fp32", train_job)
-    shape, device = gemm_shape(encoder.backbone), torch.device(train_job.device)
-    fp32, bf16 = (gemm_rate(dtype, device, shape) for dtype in (torch.float32, torch.bfloat16))
-    return GemmRates(shape=shape, fp32=fp32, bf16=bf16)
-
-
-ACTIONS: dict[str, Action] = {
-    "agree-train": agree_train,
-    "time-train": time_train,
-    "agree-encode": agree_encode,
-    "time-encode": time_encode,
-    "time-method": time_method,
-    "workload": workload,
-    "gemm": gemm,
-}
 
 
 def main(action: str, runner: str, job: str, out: str) -> None:
-    """Do it and write the result."""
-    result = ACTIONS[action](runner, Path(job), Path(out))
-    Path(out).write_text(json.dumps(asdict(result)), encoding="utf-8")
+    """Do it, write the result, and exit by a code that says what went wrong."""
+    if runner.startswith("unsloth"):
+        importlib.import_module("unsloth")  # it patches transformers, so it must come before everything that imports it
+    from benchmarks.actions import perform
 
-
-def _side(runner: str) -> Any:
-    """The module of a runner; the peer's only if it takes part, as it needs packages that embedtune does not."""
-    if runner in ours.PRECISIONS:
-        return ours
-    from benchmarks import peer
-
-    return peer
-
-
-def _exit_code(error: Exception) -> int | None:
-    """By which the process tells what went wrong; None if that takes a traceback."""
-    if out_of_memory(error):  # the loader turns it into an error of its own
-        return OutOfMemoryError.exit_code
-    return error.exit_code if isinstance(error, EmbedtuneError) else None
-
-
-def _texts(job: Path) -> list[str]:
-    texts: list[str] = json.loads(Path(load_encode_job(job).texts).read_text(encoding="utf-8"))
-    return texts
+    sys.exit(perform(action, runner, job, out))
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
-        sys.stderr.write(f"{error}\n")
-        sys.exit(code)
+    main(*sys.argv[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, PreTrainedConfig, XLMRobertaConfig
@@ -12,9 +12,14 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, PreTrainedConfig,
 from embedtune.errors import ConfigError, ModelError
 
 
-def minilm() -> PreTrainedConfig:
+def minilm_l6() -> PreTrainedConfig:
     """all-MiniLM-L6-v2."""
     return BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+
+
+def minilm_l12() -> PreTrainedConfig:
+    """all-MiniLM-L12-v2."""
+    return BertConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536)
 
 
 def bert_base() -> PreTrainedConfig:
@@ -40,10 +45,19 @@ def xlm_roberta_large() -> PreTrainedConfig:
 
 
 SIZES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "22m": minilm,
+    "22m": minilm_l6,
+    "33m": minilm_l12,
     "110m": bert_base,
     "560m": xlm_roberta_large,
 }
+ShapeName = Literal["minilm-l6", "minilm-l12", "bert-base", "xlm-r-large"]
+SHAPES: dict[ShapeName, str] = {
+    "minilm-l6": "22m",
+    "minilm-l12": "33m",
+    "bert-base": "110m",
+    "xlm-r-large": "560m",
+}
+"""Names of the models that the sizes are those of."""
 
 
 def write_checkpoint(size: str, folder: Path, *, base: str, seed: int) -> int:

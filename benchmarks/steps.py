@@ -1,9 +1,8 @@
-"""embedtune's own step loop on given batches; the clock is read where a step begins and where it ends."""
+"""embedtune's own step loop on given batches; a step ends where the next one begins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.batches import flatten, read_batches
-from benchmarks.jobs import Method
+from benchmarks.jobs import Method, TrainJob
 from benchmarks.measure import StepClock
 from embedtune.config import TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.data.tokens import TokenTable, tokenize
 from embedtune.models.encoder import Encoder
-from embedtune.progress import SilentReporter, TrainingReporter
+from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints, Progress
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
@@ -62,6 +61,18 @@ def tokens_of(encoder: Encoder, texts: list[str]) -> TokenTable:
     )
 
 
+def training_config(job: TrainJob) -> TrainingConfig:
+    """The job's optimiser, schedule and loss in embedtune's terms."""
+    return TrainingConfig(
+        lr=job.lr,
+        batch_size=job.batch_size,
+        schedule=job.schedule,
+        warmup_fraction=job.warmup_fraction,
+        weight_decay=job.weight_decay,
+        scale=job.scale,
+    )
+
+
 def run_steps(
     encoder: Encoder,
     objective: ContrastiveObjective,
@@ -70,35 +81,42 @@ def run_steps(
     *,
     method: Method,
     seed: int,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> Progress:
-    """Train on the objective's batches once, at a constant learning rate, with embedtune's trainer.
-
-    Its evaluations, before the first and after the last step, do nothing, and its checkpoints are not written.
+    """Train on the objective's batches once with embedtune's trainer, which writes no checkpoint here.
 
     Args:
         encoder: made trainable.
         objective: of `given_objective`.
-        config: optimiser, batch size, and the learning rate if not the method's default.
+        config: optimiser, schedule, batch size, and the learning rate if not the method's default.
         clock: is told of each step.
         method: what is trained.
         seed: of the trainer.
+        evaluate: returns the dev metrics, before the first step and every `config.eval_steps`; what it raises ends the
+            training. Nothing is evaluated if not given.
     """
     pairs = objective.pairs
     steps = len(pairs) // (config.batch_size or len(pairs))
-    config = replace(config, max_steps=steps, eval_steps=steps, schedule="constant", warmup_fraction=0.0)
+    config = replace(config, max_steps=steps, eval_steps=config.eval_steps or steps)
+
+    def evaluate_between_steps() -> Mapping[str, float]:
+        clock.end()
+        return evaluate() if evaluate else {config.metric: 0.0}
+
     with TemporaryDirectory() as folder:
         trainer = Trainer(
             model=encoder,
             objective=_GivenBatches(objective, clock),
-            evaluate=lambda: {config.metric: 0.0},
+            evaluate=evaluate_between_steps,
             pairs=pairs,
             config=config,
             plan=make_plan(config, len(pairs), method=method),
             seed=seed,
             checkpoints=_NoCheckpoints(Path(folder), keep_last=1),
             log_folder=Path(folder),
-            reporter=_StepEnds(clock),
+            reporter=SilentReporter(),
             mixed_precision="fp16" if encoder.source.precision == "fp16" else "no",
+            micro_batch=objective.micro_batch,
         )
         return trainer.run(resume=False)
 
@@ -109,31 +127,16 @@ class _GivenBatches:
 
     objective: ContrastiveObjective
     clock: StepClock
+    asked: IdArray | None = None
+    """Rows; the same ones again are a step that is repeated because memory ran out."""
     done: int = 0
-    """Rows."""
+    """Rows of the given batches up to and with the last one."""
 
     def __call__(self, rows: IdArray) -> tuple[Tensor, int]:
-        self.clock.begin()
-        first = self.done
-        self.done += len(rows)
-        return self.objective(np.arange(first, self.done))
-
-
-class _StepEnds(SilentReporter):
-    """A step ends when the loop reports it."""
-
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-
-    @contextmanager
-    def training(self, *, done: int, steps: int) -> Iterator[TrainingReporter]:
-        yield self
-
-    def step(self, *, step: int, loss: float, lr: float, pairs_per_second: float) -> None:
-        self._clock.end()
-
-    def evaluated(self, *, step: int, metric: str, value: float, best: bool) -> None:
-        pass
+        if rows is not self.asked:
+            self.clock.begin()
+            self.asked, self.done = rows, self.done + len(rows)
+        return self.objective(np.arange(self.done - len(rows), self.done))
 
 
 class _NoCheckpoints(Checkpoints):

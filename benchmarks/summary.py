@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import TypeVar
 
-from benchmarks.records import EncodeMeasurement, GemmRates, MethodMeasurement, TrainMeasurement, Workload
+from benchmarks.jobs import OURS
+from benchmarks.records import (
+    EncodeMeasurement,
+    GemmRates,
+    MethodMeasurement,
+    QualityMeasurement,
+    TrainMeasurement,
+    Workload,
+)
 
+Measurement = TypeVar("Measurement")
 TrainRounds = Sequence[Mapping[str, TrainMeasurement]]
-"""For each round, runner to measurement."""
+"""For each round, runner to measurement; a runner that failed is missing from then on."""
 EncodeRounds = Sequence[Mapping[str, EncodeMeasurement]]
-
-
+QualityRounds = Sequence[Mapping[str, QualityMeasurement]]
 MethodRounds = Sequence[Mapping[str, Mapping[str, MethodMeasurement | None]]]
 """For each round, size to cell to measurement; None where memory ran out."""
 
@@ -31,6 +40,8 @@ class TrainSummary:
     """One runner's medians over the rounds."""
 
     precision: str
+    weights: str
+    """Formats that they are held in."""
     pairs_per_second: float
     """Steps only, the data at hand."""
     tokens_per_second: float
@@ -43,9 +54,27 @@ class TrainSummary:
     peak_bytes: int
     """Largest of the rounds."""
     peak_above_loaded_bytes: int
+    flop_utilisation: float
+    """Operations that the step needs, a second, as a share of the highest rate that the device showed in the round."""
     gemm_share: float
-    """Operations that the step needs, a second, as a share of the device's rate in one large layer."""
+    """The same as a share of its rate in the model's own feed-forward layer."""
     mean_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualitySummary:
+    """One runner's way to the target; medians over the rounds."""
+
+    precision: str
+    weights: str
+    base: float
+    """Dev NDCG@10 before training."""
+    best: float
+    """Highest that any round saw."""
+    steps: float | None
+    """To the target; None if a round did not reach it."""
+    seconds: float | None
+    """Of training until the target was reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +105,47 @@ class MethodSummary:
     last_loss: float
 
 
-def ratio(ours: Sequence[float], peers: Sequence[float]) -> Ratio:
-    """Rates of the same rounds, divided round by round."""
-    each = [one / other for one, other in zip(ours, peers, strict=True)]
-    return Ratio(median=median(each), lowest=min(each), highest=max(each))
+Rates = Mapping[str, Mapping[int, float]]
+"""Runner to round to what it did a second."""
 
 
-def train_rates(rounds: TrainRounds, work: Workload) -> dict[str, list[float]]:
-    """Runner to its pairs a second in each round."""
-    return {runner: [work.pairs / sum(results[runner].step_seconds) for results in rounds] for runner in rounds[0]}
+def ratio(ours: Mapping[int, float], peers: Mapping[int, float]) -> Ratio | None:
+    """Rates divided round by round; None if there is no round that both finished."""
+    each = [ours[number] / peers[number] for number in ours if number in peers]
+    return Ratio(median=median(each), lowest=min(each), highest=max(each)) if each else None
 
 
-def encode_rates(rounds: EncodeRounds) -> dict[str, list[float]]:
-    """Runner to its texts a second in each round."""
-    return {runner: [results[runner].texts / results[runner].seconds for results in rounds] for runner in rounds[0]}
+def train_rates(rounds: TrainRounds, work: Workload) -> dict[str, dict[int, float]]:
+    """Runner to its pairs a second in each round that it finished."""
+    return {
+        runner: {number: work.pairs / sum(measured.step_seconds) for number, measured in found}
+        for runner, found in _by_runner(rounds).items()
+    }
 
 
-def ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Ratio]]:
-    """Each of embedtune's runners to each peer to their ratio."""
-    ours = [runner for runner in rates if runner.startswith("embedtune")]
-    peers = [runner for runner in rates if runner not in ours]
-    return {one: {peer: ratio(rates[one], rates[peer]) for peer in peers} for one in ours}
+def encode_rates(rounds: EncodeRounds) -> dict[str, dict[int, float]]:
+    """Runner to its texts a second in each round that it finished."""
+    return {
+        runner: {number: measured.texts / measured.seconds for number, measured in found}
+        for runner, found in _by_runner(rounds).items()
+    }
+
+
+def ratios(rates: Rates, *, refused: Collection[frozenset[str]] = ()) -> dict[str, dict[str, Ratio]]:
+    """Each of embedtune's runners to each peer to their ratio; those that may not be compared have none."""
+    compared: dict[str, dict[str, Ratio]] = {}
+    for one in filter(OURS.__contains__, rates):
+        for peer in (runner for runner in rates if runner not in OURS):
+            found = ratio(rates[one], rates[peer])
+            if found is not None and frozenset((one, peer)) not in refused:
+                compared.setdefault(one, {})[peer] = found
+    return compared
+
+
+def median_gemm(gemms: Sequence[GemmRates]) -> GemmRates:
+    """Of each rate over the rounds."""
+    rates = {name: median(getattr(g, name) for g in gemms) for name in ("fp32", "bf16", "square_fp32", "square_bf16")}
+    return replace(gemms[0], **rates)
 
 
 def summarize_train(rounds: TrainRounds, work: Workload, gemms: Sequence[GemmRates]) -> dict[str, TrainSummary]:
@@ -107,21 +156,52 @@ def summarize_train(rounds: TrainRounds, work: Workload, gemms: Sequence[GemmRat
         work: what was done in the timed steps of each measurement.
         gemms: rates of the device, one a round.
     """
-    return {runner: _train_summary([results[runner] for results in rounds], work, gemms) for runner in rounds[0]}
+    return {
+        runner: _train_summary([measured for _, measured in found], work, [gemms[number] for number, _ in found])
+        for runner, found in _by_runner(rounds).items()
+    }
 
 
 def summarize_encode(rounds: EncodeRounds) -> dict[str, EncodeSummary]:
     """Runner to its medians."""
-    rates = encode_rates(rounds)
     return {
         runner: EncodeSummary(
-            precision=first.precision,
-            texts_per_second=median(rates[runner]),
-            peak_bytes=max(results[runner].peak_bytes for results in rounds),
-            peak_above_loaded_bytes=max(_above_loaded(results[runner]) for results in rounds),
+            precision=found[0][1].precision,
+            texts_per_second=median(measured.texts / measured.seconds for _, measured in found),
+            peak_bytes=max(measured.peak_bytes for _, measured in found),
+            peak_above_loaded_bytes=max(_above_loaded(measured) for _, measured in found),
         )
-        for runner, first in rounds[0].items()
+        for runner, found in _by_runner(rounds).items()
     }
+
+
+def summarize_quality(rounds: QualityRounds, target: float) -> dict[str, QualitySummary]:
+    """Runner to how long it took to that dev NDCG@10."""
+    summaries = {}
+    for runner, found in _by_runner(rounds).items():
+        measured = [m for _, m in found]
+        reached = [m for m in measured if m.ndcg[-1] >= target]
+        always = len(reached) == len(measured)
+        summaries[runner] = QualitySummary(
+            precision=measured[0].precision,
+            weights=measured[0].weights,
+            base=measured[0].ndcg[0],
+            best=max(max(m.ndcg) for m in measured),
+            steps=median(m.steps[-1] for m in reached) if always else None,
+            seconds=median(m.seconds[-1] for m in reached) if always else None,
+        )
+    return summaries
+
+
+def quality_ratios(
+    rounds: QualityRounds, target: float, *, refused: Collection[frozenset[str]] = ()
+) -> dict[str, dict[str, Ratio]]:
+    """How many times as long each peer took to the target, in rounds in which both reached it after some training."""
+    rates = {
+        runner: {number: 1 / m.seconds[-1] for number, m in found if m.ndcg[-1] >= target and m.steps[-1] > 0}
+        for runner, found in _by_runner(rounds).items()
+    }
+    return ratios(rates, refused=refused)
 
 
 def summarize_methods(rounds: MethodRounds) -> dict[str, dict[str, MethodSummary | None]]:
@@ -153,9 +233,10 @@ def _method_summary(rounds: Sequence[MethodMeasurement | None]) -> MethodSummary
 def _train_summary(measured: list[TrainMeasurement], work: Workload, gemms: Sequence[GemmRates]) -> TrainSummary:
     seconds = [sum(m.step_seconds) for m in measured]
     with_data = [sum(m.step_seconds) + m.data_seconds * len(m.step_seconds) for m in measured]
-    rates = [gemm.fp32 if measured[0].precision == "fp32" else gemm.bf16 for gemm in gemms]
+    precision = measured[0].precision
     return TrainSummary(
-        precision=measured[0].precision,
+        precision=precision,
+        weights=measured[0].weights,
         pairs_per_second=median(work.pairs / s for s in seconds),
         tokens_per_second=median(work.tokens / s for s in seconds),
         pairs_per_second_with_data=median(work.pairs / s for s in with_data),
@@ -163,9 +244,19 @@ def _train_summary(measured: list[TrainMeasurement], work: Workload, gemms: Sequ
         data_seconds=median(m.data_seconds for m in measured),
         peak_bytes=max(m.peak_bytes for m in measured),
         peak_above_loaded_bytes=max(_above_loaded(m) for m in measured),
-        gemm_share=median(work.flops / s / rate for s, rate in zip(seconds, rates, strict=True)),
+        flop_utilisation=median(work.flops / s / g.best(precision) for s, g in zip(seconds, gemms, strict=True)),
+        gemm_share=median(work.flops / s / g.layer(precision) for s, g in zip(seconds, gemms, strict=True)),
         mean_loss=median(m.mean_loss for m in measured),
     )
+
+
+def _by_runner(rounds: Sequence[Mapping[str, Measurement]]) -> dict[str, list[tuple[int, Measurement]]]:
+    """Runner to the rounds that it finished, counted from 0, and what it took in them."""
+    found: dict[str, list[tuple[int, Measurement]]] = {}
+    for number, results in enumerate(rounds):
+        for runner, measured in results.items():
+            found.setdefault(runner, []).append((number, measured))
+    return found
 
 
 def _above_loaded(measured: TrainMeasurement | EncodeMeasurement) -> int:

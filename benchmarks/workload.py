@@ -42,7 +42,13 @@ def count_work(encoder: Encoder, batches: list[Batch], *, rank: int) -> Workload
             positions += int(lengths_B.max()) * len(lengths_B)
             flops += training_flops(encoder.backbone, lengths_B, rank=rank)
         pairs += len(batch)
-    return Workload(pairs=pairs, tokens=tokens, padding=1 - tokens / positions, flops=flops)
+    return Workload(
+        pairs=pairs,
+        tokens=tokens,
+        padding=1 - tokens / positions,
+        flops=flops,
+        feed_forward=feed_forward_shape(encoder.backbone, round(tokens / len(batches))),
+    )
 
 
 def training_flops(backbone: PreTrainedModel, lengths_B: Lengths, *, rank: int) -> float:
@@ -70,7 +76,7 @@ def training_flops(backbone: PreTrainedModel, lengths_B: Lengths, *, rank: int) 
     return (4.0 * frozen + 6.0 * adapters) * tokens + attention
 
 
-def gemm_shape(backbone: PreTrainedModel) -> tuple[int, int, int]:
-    """4,096 tokens through the model's first feed-forward layer, such as 4096 x 384 x 1536 for MiniLM."""
+def feed_forward_shape(backbone: PreTrainedModel, rows: int) -> tuple[int, int, int]:
+    """So many tokens through the model's first feed-forward layer, such as 4096 x 384 x 1536 for MiniLM."""
     hidden: int = backbone.config.hidden_size
-    return 4096, hidden, getattr(backbone.config, "intermediate_size", None) or 4 * hidden
+    return rows, hidden, getattr(backbone.config, "intermediate_size", None) or 4 * hidden

@@ -203,6 +203,9 @@ class TrainingConfig:
     """Optimiser steps to take, instead of `epochs`."""
     accumulate: int = 1
     """Contrastive batches whose gradients make one optimiser step. It does not add in-batch negatives."""
+    passage_once: bool = False
+    """Keep the questions of a passage in one batch, where it is embedded once for all of them: more pairs a second, but
+    fewer negatives for each."""
     micro_batch_tokens: int | None = None
     """Tokens that go through the encoder at a time, in training; more negatives than memory allows come from gradient
     caching. Found from the free memory if not given."""

@@ -130,7 +130,7 @@ def build_trainer(
     )
     dev = dev_task(splits, size=config.dev_corpus, seed=seed)
     _report_plan(plan, config, len(dev.passage_ids), reporter)
-    _report_micro_batches(plan, tokens, splits, texts, seed, reporter)
+    _report_micro_batches(plan, config, tokens, splits, texts, seed, reporter)
     return Trainer(
         model=encoder,
         objective=objective,
@@ -157,11 +157,19 @@ def _report_plan(plan: Plan, config: TrainingConfig, dev_passages: int, reporter
 
 
 def _report_micro_batches(
-    plan: Plan, micro_batch_tokens: int, splits: Splits, texts: Texts, seed: int, reporter: Reporter
+    plan: Plan,
+    config: TrainingConfig,
+    micro_batch_tokens: int,
+    splits: Splits,
+    texts: Texts,
+    seed: int,
+    reporter: Reporter,
 ) -> None:
     """Say so if there will be any: if not all batches of an epoch go through the encoder in one piece."""
     tokens_N = tokens_of_rows(splits.train, texts.queries, texts.passages)
-    batches = epoch_batches(splits.train, batch_size=plan.batch_size, seed=seed, epoch=0)
+    batches = epoch_batches(
+        splits.train, batch_size=plan.batch_size, seed=seed, epoch=0, passage_once=config.passage_once
+    )
     largest = max(int(tokens_N[rows].sum()) for rows in batches)
     if largest > micro_batch_tokens:
         reporter.note(

@@ -36,11 +36,14 @@ def as_lists(batches: Sequence[IdArray]) -> list[list[int]]:
     links=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=120, unique=True),
     batch_size=st.integers(1, 40),
     epoch=st.integers(0, 3),
+    passage_once=st.booleans(),
 )
 @settings(deadline=None)
-def test_every_row_once_in_batches_of_one_size(links: list[tuple[int, int]], batch_size: int, epoch: int) -> None:
+def test_every_row_once_in_batches_of_one_size(
+    links: list[tuple[int, int]], batch_size: int, epoch: int, passage_once: bool
+) -> None:
     pairs = pairs_of(links)
-    batches = epoch_batches(pairs, batch_size=batch_size, seed=0, epoch=epoch)
+    batches = epoch_batches(pairs, batch_size=batch_size, seed=0, epoch=epoch, passage_once=passage_once)
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(pairs)))
     assert len(batches) == batches_per_epoch(len(pairs), batch_size)
     sizes = [len(batch) for batch in batches]
@@ -105,3 +108,14 @@ def test_many_pairs_are_ordered_in_seconds() -> None:
     pairs = pairs_of([(row, row // 4) for row in range(200_000)])
     batches = epoch_batches(pairs, batch_size=128, seed=0, epoch=0)
     assert sum(clashes(batch, pairs) for batch in batches[:-3]) == 0
+
+
+def test_a_passage_is_in_one_batch_with_all_its_questions_if_that_is_asked_for() -> None:
+    pairs = pairs_of([(row, row // 4) for row in range(800)])
+    batches = epoch_batches(pairs, batch_size=64, seed=0, epoch=0, passage_once=True)
+    spread = sum(len(np.unique(pairs.passage_ids[batch])) for batch in batches)
+    assert spread <= 200 + len(batches)  # one at each end of a batch may be in two
+    again = epoch_batches(pairs, batch_size=64, seed=0, epoch=1, passage_once=True)
+    assert as_lists(again) != as_lists(batches)
+    order = BatchOrder(pairs, batch_size=64, seed=0, passage_once=True)
+    assert order[len(batches)].tolist() == again[0].tolist()

@@ -2,6 +2,9 @@
 
 Sentence Transformers' duplicate-free sampler drops the rows it can't place, or shrinks its batches; here rows that
 clash wait for a later batch, and the few left over at the end share one (the loss masks them, see `losses.infonce`).
+
+Or the other way round, where passages have many questions: all of a passage's questions in one batch, in which it is
+embedded once.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ def batches_per_epoch(rows: int, batch_size: int) -> int:
     return math.ceil(rows / batch_size)
 
 
-def epoch_batches(pairs: Pairs, *, batch_size: int, seed: int, epoch: int) -> list[IdArray]:
+def epoch_batches(pairs: Pairs, *, batch_size: int, seed: int, epoch: int, passage_once: bool = False) -> list[IdArray]:
     """Row numbers of each batch of one epoch: a function of its arguments alone, so that a run can be resumed.
 
     Batches differ in size by at most one row, so none is left with too few in-batch negatives.
@@ -29,9 +32,12 @@ def epoch_batches(pairs: Pairs, *, batch_size: int, seed: int, epoch: int) -> li
         batch_size: rows in a batch at the most.
         seed: of the run.
         epoch: counted from 0; each epoch has its own order.
+        passage_once: keep the rows of a passage together; those that a batch ends between are in two.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(pairs))
     count = batches_per_epoch(len(pairs), batch_size)
+    if passage_once:
+        return np.array_split(_by_passage(order, pairs), count)
     sizes = [len(part) for part in np.array_split(order, count)]
     fresh, waiting = deque(order.tolist()), deque[int]()
     return [np.asarray(_fill(size, fresh, waiting, pairs), dtype=np.int64) for size in sizes]
@@ -40,16 +46,29 @@ def epoch_batches(pairs: Pairs, *, batch_size: int, seed: int, epoch: int) -> li
 class BatchOrder:
     """The batches of all epochs in one endless row: `order[n]` are the row numbers of the n-th batch."""
 
-    def __init__(self, pairs: Pairs, *, batch_size: int, seed: int) -> None:
-        self._pairs, self._batch_size, self._seed = pairs, batch_size, seed
+    def __init__(self, pairs: Pairs, *, batch_size: int, seed: int, passage_once: bool = False) -> None:
+        self._pairs, self._batch_size, self._seed, self._passage_once = pairs, batch_size, seed, passage_once
         self._epoch, self._batches = -1, list[IdArray]()
 
     def __getitem__(self, number: int) -> IdArray:
         epoch, index = divmod(number, batches_per_epoch(len(self._pairs), self._batch_size))
         if epoch != self._epoch:
-            self._batches = epoch_batches(self._pairs, batch_size=self._batch_size, seed=self._seed, epoch=epoch)
+            self._batches = epoch_batches(
+                self._pairs,
+                batch_size=self._batch_size,
+                seed=self._seed,
+                epoch=epoch,
+                passage_once=self._passage_once,
+            )
             self._epoch = epoch
         return self._batches[index]
+
+
+def _by_passage(order: IdArray, pairs: Pairs) -> IdArray:
+    """The rows in that order, except that those of a passage follow the first of them."""
+    passages = pairs.passage_ids[order]
+    _, first, inverse = np.unique(passages, return_index=True, return_inverse=True)
+    return order[np.argsort(first[inverse], kind="stable")]
 
 
 def _fill(size: int, fresh: deque[int], waiting: deque[int], pairs: Pairs) -> list[int]:

@@ -108,7 +108,9 @@ class Trainer:
         accelerator = self._accelerator()
         optimizer = accelerator.prepare(build_optimizer(self.model.parameters(), self.config, self.plan))
         scheduler = build_scheduler(optimizer, self.config, self.plan)
-        order = BatchOrder(self.pairs, batch_size=self.plan.batch_size, seed=self.seed)
+        order = BatchOrder(
+            self.pairs, batch_size=self.plan.batch_size, seed=self.seed, passage_once=self.config.passage_once
+        )
         state = _State(accelerator, optimizer, scheduler, order, Progress())
         saved = self.checkpoints.steps()
         if resume and saved:

@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from typing_extensions import Self
@@ -34,7 +34,7 @@ from embedtune.models.families import position_offset
 from embedtune.models.layers import fuse_layers, layer_weights
 from embedtune.models.memory import out_of_memory
 from embedtune.models.mpnet import is_mpnet, pack_mpnet
-from embedtune.models.packing import PackedBatch, Places, TokenIds, cut, pack, pad, token_order, unpad
+from embedtune.models.packing import PackedBatch, Places, TokenIds, can_pack, cut, pack, pad, token_order, unpad
 from embedtune.models.recompute import recompute_layers
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Encoder(SentenceTransformer):
     """Arithmetic of the backbone where its weights are held in fp32 because they are trained; None otherwise."""
     _adapter: tuple[PeftModel, ...] = ()
     """In a tuple, as an attribute that is a module would become a stage of the pipeline."""
+    _fused_layers: tuple[nn.Module, ...] = ()
+    """Layers of the backbone that run through kernels of our own where they can."""
     _recomputes: bool = False
     _fitting_tokens: int | None = None
     """Tokens of an inference batch, once memory ran out with `TOKENS_PER_FORWARD`."""
@@ -219,15 +221,15 @@ class Encoder(SentenceTransformer):
             with self._autocast():
                 stock: dict[str, Any] = super().forward(input, **kwargs)
             return stock
-        if not self.packed or not _can_pack(input) or self._first_module_is_replaced():
+        if not self.packed or not can_pack(input) or self._first_module_is_replaced():
             with self._autocast():
                 padded = self[0](input)
             return self._pool({**padded, "token_embeddings": padded["token_embeddings"].float()})
         mask_BL = input["attention_mask"].bool()
         batch = self._pack(unpad(input["input_ids"], mask_BL))
         hidden_1TE = self._hidden(batch)
-        features = self._pool({**input, "token_embeddings": hidden_1TE, **_pooling_features(batch)})
-        for name in _pooling_features(batch):
+        features = self._pool({**input, "token_embeddings": hidden_1TE, **batch.pooling_features})
+        for name in batch.pooling_features:
             del features[name]
         hidden_BLE = hidden_1TE.new_zeros(*mask_BL.shape, hidden_1TE.shape[-1])
         hidden_TE = hidden_1TE[0].index_select(0, token_order(batch))
@@ -327,7 +329,7 @@ class Encoder(SentenceTransformer):
 
     def _embed_packed(self, texts: Sequence[TokenIds]) -> Tensor:
         batch = self._pack(texts)
-        features = {"token_embeddings": self._hidden(batch), **_pooling_features(batch)}
+        features = {"token_embeddings": self._hidden(batch), **batch.pooling_features}
         embeddings_BE: Tensor = self._pool(features)["sentence_embedding"]
         return embeddings_BE.index_select(0, batch.restore_B)
 
@@ -343,7 +345,7 @@ class Encoder(SentenceTransformer):
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """The backbone's last hidden states of a packed batch, fp32, shape (1, T, E)."""
-        weights = layer_weights(self.backbone, self.compute_dtype)
+        weights = layer_weights(self._fused_layers, self.compute_dtype)
         with self._autocast():
             hidden_1TE: Tensor = self.backbone(
                 input_ids=batch.input_ids_1T,
@@ -377,7 +379,7 @@ class Encoder(SentenceTransformer):
         self.eval()
         with torch.inference_mode():
             padded_BE = self._embed_padded(texts)
-            _use_packed_attention(self.backbone)
+            self._fused_layers = _use_packed_attention(self.backbone)
             try:
                 packed_BE = self._embed_packed(texts)
             except (NotPackableError, TypeError) as error:
@@ -390,25 +392,11 @@ class Encoder(SentenceTransformer):
         return None
 
 
-def _use_packed_attention(backbone: PreTrainedModel) -> None:
+def _use_packed_attention(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Let the backbone take packed input; returns the layers that run fused then."""
     if is_mpnet(backbone):
         pack_mpnet(backbone)
-    else:
-        register()
-        backbone.set_attn_implementation(NAME)
-        fuse_layers(backbone)
-
-
-def _pooling_features(batch: PackedBatch) -> dict[str, Tensor]:
-    """What pooling wants to know of a packed batch; told the sequences, it need not wait for a GPU to count tokens."""
-    return {"cu_seq_lens_q": batch.layout.cu_seqlens, "seq_idx": batch.layout.sequence_of_token_T[None]}
-
-
-def _can_pack(features: Mapping[str, Any]) -> bool:
-    """Whether these are plain texts: token ids with a mask, none of them empty, none a pair of texts."""
-    if not {"input_ids", "attention_mask"} <= features.keys() or features["input_ids"].ndim != 2:
-        return False
-    segments = features.get("token_type_ids")
-    if segments is not None and bool(segments.any()):
-        return False
-    return bool(features["attention_mask"].any(dim=1).all())
+        return ()
+    register()
+    backbone.set_attn_implementation(NAME)
+    return fuse_layers(backbone)

@@ -7,7 +7,7 @@ Shapes: `T` packed tokens, `E` hidden size, `H` heads, `D` head size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -40,23 +40,23 @@ Weights = Mapping[nn.Module, LayerWeights]
 """Layer to its weights; a layer that is not among them runs as transformers has it."""
 
 
-def fuse_layers(backbone: PreTrainedModel) -> int:
-    """Let the post-norm layers of this backbone run fused, in place; returns how many there are.
+def fuse_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Let the post-norm layers of this backbone run fused, in place; returns those layers.
 
     They do in a forward pass that brings `layer_weights`, from `layer_weights` below, along with its `packed_layout`.
     """
     layers = _post_norm_layers(backbone)
     for layer in layers:
         layer.forward = partial(_layer_forward, layer, backbone.config.num_attention_heads)
-    return len(layers)
+    return layers
 
 
-def layer_weights(backbone: PreTrainedModel, dtype: torch.dtype) -> Weights:
-    """The weights of all layers that can run fused at this moment.
+def layer_weights(layers: Iterable[nn.Module], dtype: torch.dtype) -> Weights:
+    """The weights of those of `fuse_layers`' layers that can run fused at this moment.
 
     Those that can't have something that the kernels don't know, such as an adapter with dropout or trained norms.
     """
-    read = [(layer, *parts) for layer in _post_norm_layers(backbone) if (parts := _read(layer)) is not None]
+    read = [(layer, *parts) for layer in layers if (parts := _read(layer)) is not None]
     linears = iter(adapted_linears([linear for _, layer_linears, _ in read for linear in layer_linears], dtype))
     return {
         layer: LayerWeights(dtype, tuple(next(linears) for _ in layer_linears), norms)
@@ -64,12 +64,12 @@ def layer_weights(backbone: PreTrainedModel, dtype: torch.dtype) -> Weights:
     }
 
 
-def _post_norm_layers(backbone: PreTrainedModel) -> list[nn.Module]:
+def _post_norm_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
     config = backbone.config
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
     if activation != "gelu" or getattr(config, "is_decoder", False):
-        return []
-    return [module for module in backbone.modules() if type(module).__name__ in POST_NORM_LAYERS]
+        return ()
+    return tuple(module for module in backbone.modules() if type(module).__name__ in POST_NORM_LAYERS)
 
 
 def _read(layer: nn.Module) -> tuple[list[ReadLinear], tuple[LayerNorm, ...]] | None:

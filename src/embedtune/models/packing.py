@@ -5,7 +5,7 @@ Shapes: `B` texts, `T` tokens of all of them, `L` tokens of the longest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,11 @@ class PackedBatch:
     layout: PackedLayout
     restore_B: Tensor
     """Packed place of each text in the order given: `embeddings[restore_B]`."""
+
+    @property
+    def pooling_features(self) -> dict[str, Tensor]:
+        """What Sentence Transformers' pooling wants to know; told all of it, it need not wait for a GPU to count."""
+        return {"cu_seq_lens_q": self.layout.cu_seqlens, "seq_idx": self.layout.sequence_of_token_T[None]}
 
 
 def pack(texts: Sequence[TokenIds], *, position_offset: int, device: torch.device) -> PackedBatch:
@@ -112,3 +117,13 @@ def token_order(batch: PackedBatch) -> Tensor:
     starts, given = np.cumsum(lengths) - lengths, batch.restore_B.cpu().numpy()
     order_T = np.concatenate([np.arange(starts[place], starts[place] + lengths[place]) for place in given])
     return torch.from_numpy(order_T).to(batch.restore_B.device)
+
+
+def can_pack(features: Mapping[str, Any]) -> bool:
+    """Whether these are plain texts: token ids with a mask, none of them empty, none a pair of texts."""
+    if not {"input_ids", "attention_mask"} <= features.keys() or features["input_ids"].ndim != 2:
+        return False
+    segments = features.get("token_type_ids")
+    if segments is not None and bool(segments.any()):
+        return False
+    return bool(features["attention_mask"].any(dim=1).all())

@@ -25,8 +25,8 @@ from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
-from embedtune.training.budget import fitting_tokens
-from embedtune.training.contrastive import ContrastiveObjective
+from embedtune.training.budget import choose_micro_batch
+from embedtune.training.contrastive import ContrastiveObjective, batch_tokens
 
 
 class _TargetReached(Exception):
@@ -64,7 +64,7 @@ def time_train(runner: str, job: TrainJob) -> TrainMeasurement:
     started = time.perf_counter()
     objective = given_objective(encoder, job.batches, scale=job.scale)
     data_seconds = (time.perf_counter() - started) / (len(objective.pairs) // job.batch_size)
-    _fit_memory(objective)
+    _fit_memory(objective, job.batch_size)
     reset_peak(device)
     clock = StepClock(device, warmup=job.warmup)
     progress = run_steps(encoder, objective, training_config(job), clock, method=job.method, seed=job.seed)
@@ -98,7 +98,7 @@ def time_quality(runner: str, job: QualityJob) -> QualityMeasurement:
 
     curve.start()
     objective = given_objective(encoder, job.train.batches, scale=job.train.scale)
-    _fit_memory(objective)
+    _fit_memory(objective, job.train.batch_size)
     config = replace(training_config(job.train), eval_steps=job.eval_steps)
     with suppress(_TargetReached):
         run_steps(encoder, objective, config, clock, method=job.train.method, seed=job.train.seed, evaluate=evaluate)
@@ -165,11 +165,12 @@ def _adapted(runner: str, job: TrainJob) -> Encoder:
     return load_trainable(_model_config(runner, job), adapter, seed=job.seed)
 
 
-def _fit_memory(objective: ContrastiveObjective) -> None:
+def _fit_memory(objective: ContrastiveObjective, batch_size: int) -> None:
     """As `stages.build_trainer` does: no more goes through the encoder at a time than memory allows."""
-    objective.micro_batch.tokens = fitting_tokens(
-        objective.encoder, objective.pairs, objective.query_tokens, objective.passage_tokens
-    )
+    pairs, texts = objective.pairs, (objective.query_tokens, objective.passage_tokens)
+    batches = (np.arange(row, min(row + batch_size, len(pairs))) for row in range(0, len(pairs), batch_size))
+    largest = max(batch_tokens(pairs, rows, *texts) for rows in batches)
+    objective.micro_batch.tokens = choose_micro_batch(objective.encoder, pairs, *texts, largest=largest)
 
 
 def _model_config(runner: str, job: TrainJob | EncodeJob) -> ModelConfig:

@@ -24,7 +24,6 @@ from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
-from embedtune.training.budget import fitting_tokens
 from embedtune.training.checkpoint import Progress
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
@@ -73,7 +72,9 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
-    config = _fit_memory(config, folder if resume else None, encoder, splits, texts)
+    tokens = _settled_micro_batch(config, folder)
+    tokens = tokens or stages.micro_batch_tokens(encoder, splits, texts, config.training, plan, seed=seed)
+    config = replace(config, training=replace(config.training, micro_batch_tokens=tokens))
     # Nothing is written until all that can be wrong with the input has been looked at.
     folder.create()
     write_text(folder.config, to_toml(config))
@@ -118,15 +119,11 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
     )
 
 
-def _fit_memory(
-    config: TrainConfig, resumed: RunFolder | None, encoder: Encoder, splits: Splits, texts: stages.Texts
-) -> TrainConfig:
-    """The config with the tokens that a step takes at a time; a resumed run's are what they were when it began."""
-    tokens = config.training.micro_batch_tokens
-    if tokens is None and resumed is not None:
-        tokens = load_toml(resumed.config).training.micro_batch_tokens
-    tokens = tokens or fitting_tokens(encoder, splits.train, texts.queries, texts.passages)
-    return replace(config, training=replace(config.training, micro_batch_tokens=tokens))
+def _settled_micro_batch(config: TrainConfig, resumed: RunFolder) -> int | None:
+    """Tokens that go through the encoder at a time, if that is settled: a resumed run's are what they were."""
+    if config.training.micro_batch_tokens is None and resumed.config.is_file():
+        return load_toml(resumed.config).training.micro_batch_tokens
+    return config.training.micro_batch_tokens
 
 
 def _absolute(source: str | None) -> Any:

@@ -16,9 +16,9 @@ from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddi
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.training.budget import fitting_tokens
+from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.contrastive import ContrastiveObjective, tokens_of_rows
+from embedtune.training.contrastive import ContrastiveObjective, batch_tokens
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import Plan, make_plan
@@ -91,6 +91,14 @@ def evaluate(
     return evaluate_embeddings(task, queries_QE, corpus_DE)
 
 
+def micro_batch_tokens(
+    encoder: Encoder, splits: Splits, texts: Texts, config: TrainingConfig, plan: Plan, *, seed: int
+) -> int:
+    """Tokens that go through the encoder at a time, once it has been made trainable."""
+    largest = _largest_batch(splits, texts, config, plan, seed=seed)
+    return choose_micro_batch(encoder, splits.train, texts.queries, texts.passages, largest=largest)
+
+
 def build_trainer(
     encoder: Encoder,
     splits: Splits,
@@ -116,7 +124,7 @@ def build_trainer(
     """
     reporter = reporter or SilentReporter()
     plan = plan or _plan(encoder, config, len(splits.train))
-    tokens = config.micro_batch_tokens or fitting_tokens(encoder, splits.train, texts.queries, texts.passages)
+    tokens = config.micro_batch_tokens or micro_batch_tokens(encoder, splits, texts, config, plan, seed=seed)
     micro_batch = MicroBatch(tokens)
     objective = ContrastiveObjective(
         encoder=encoder,
@@ -130,7 +138,11 @@ def build_trainer(
     )
     dev = dev_task(splits, size=config.dev_corpus, seed=seed)
     _report_plan(plan, config, len(dev.passage_ids), reporter)
-    _report_micro_batches(plan, config, tokens, splits, texts, seed, reporter)
+    if tokens < (largest := _largest_batch(splits, texts, config, plan, seed=seed)):
+        reporter.note(
+            f"a batch of {plan.batch_size:,} pairs takes up to {largest:,} tokens; {tokens:,} at a time fit the "
+            "memory, so gradients are cached"
+        )
     return Trainer(
         model=encoder,
         objective=objective,
@@ -156,26 +168,11 @@ def _report_plan(plan: Plan, config: TrainingConfig, dev_passages: int, reporter
     )
 
 
-def _report_micro_batches(
-    plan: Plan,
-    config: TrainingConfig,
-    micro_batch_tokens: int,
-    splits: Splits,
-    texts: Texts,
-    seed: int,
-    reporter: Reporter,
-) -> None:
-    """Say so if there will be any: if not all batches of an epoch go through the encoder in one piece."""
-    tokens_N = tokens_of_rows(splits.train, texts.queries, texts.passages)
-    batches = epoch_batches(
-        splits.train, batch_size=plan.batch_size, seed=seed, epoch=0, passage_once=config.passage_once
-    )
-    largest = max(int(tokens_N[rows].sum()) for rows in batches)
-    if largest > micro_batch_tokens:
-        reporter.note(
-            f"a batch of {plan.batch_size:,} pairs takes up to {largest:,} tokens; {micro_batch_tokens:,} at a time "
-            "fit the memory, so gradients are cached"
-        )
+def _largest_batch(splits: Splits, texts: Texts, config: TrainingConfig, plan: Plan, *, seed: int) -> int:
+    """Tokens of the largest batch of the first epoch; those of other epochs are much alike."""
+    train = splits.train
+    batches = epoch_batches(train, batch_size=plan.batch_size, seed=seed, epoch=0, passage_once=config.passage_once)
+    return max(batch_tokens(train, rows, texts.queries, texts.passages) for rows in batches)
 
 
 def _plan(encoder: Encoder, config: TrainingConfig, pairs: int) -> Plan:

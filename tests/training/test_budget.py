@@ -15,7 +15,7 @@ from embedtune.data.tokens import TokenTable
 from embedtune.models.encoder import Encoder
 from embedtune.models.memory import peak_bytes
 from embedtune.training import budget
-from embedtune.training.budget import fitting_tokens
+from embedtune.training.budget import choose_micro_batch
 from embedtune.training.microbatch import MIN_TOKENS
 
 Load = Callable[..., Encoder]
@@ -58,7 +58,7 @@ def test_what_is_found_to_fit_fits_and_fills_the_memory(
     free(64 * 2**20)
     room = 64 * 2**20 * budget.SHARE_OF_MEMORY["cpu"]
     text = max((texts[1][row] for row in range(40)), key=len)
-    count = fitting_tokens(encoder, PAIRS, *texts) // len(text)
+    count = choose_micro_batch(encoder, PAIRS, *texts, largest=1) // len(text)
 
     def step(size: int) -> int:
         return peak_bytes(lambda: encoder.embed([text] * size).sum().backward())  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ def test_looking_for_it_leaves_no_trace(
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    assert fitting_tokens(encoder, PAIRS, *texts) > 10_000
+    assert choose_micro_batch(encoder, PAIRS, *texts, largest=1) > 10_000
     assert torch.equal(torch.rand(3), expected)
     assert not encoder.training
     assert all(parameter.grad is None for parameter in encoder.parameters())
@@ -88,7 +88,7 @@ def test_there_is_always_room_for_a_few_tokens(
     encoder = load(st_folder)
     adapt(encoder)
     free(0)
-    assert fitting_tokens(encoder, PAIRS, *texts) == MIN_TOKENS
+    assert choose_micro_batch(encoder, PAIRS, *texts, largest=1) == MIN_TOKENS
 
 
 def test_long_texts_are_measured_in_part(
@@ -105,6 +105,19 @@ def test_long_texts_are_measured_in_part(
     free(64 * 2**20)
     flat_T = np.resize(texts[1].flat_T, 60 * 40)
     table = TokenTable(flat_T, np.arange(0, 60 * 41, 60), 0)
-    measured = fitting_tokens(encoder, PAIRS, texts[0], table)
+    measured = choose_micro_batch(encoder, PAIRS, texts[0], table, largest=1)
     monkeypatch.setattr(budget, "MEASURED_LENGTH", 32)
-    assert fitting_tokens(encoder, PAIRS, texts[0], table) == pytest.approx(measured, rel=0.05)
+    assert choose_micro_batch(encoder, PAIRS, texts[0], table, largest=1) == pytest.approx(measured, rel=0.05)
+
+
+def test_where_a_batch_does_not_fit_not_all_the_memory_is_taken(
+    texts: tuple[TokenTable, TokenTable], st_folder: Path, load: Load, adapt: Adapt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load(st_folder)
+    adapt(encoder)
+    fitting = choose_micro_batch(encoder, PAIRS, *texts, largest=1)
+    enough = budget.ENOUGH_TOKENS["cpu"]
+    assert fitting > 2 * enough
+    assert choose_micro_batch(encoder, PAIRS, *texts, largest=2 * fitting) == enough
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 2**25)
+    assert choose_micro_batch(encoder, PAIRS, *texts, largest=2 * fitting) < enough

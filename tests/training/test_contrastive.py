@@ -24,7 +24,7 @@ from embedtune.models.encoder import Encoder
 from embedtune.models.packing import TokenIds
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.contrastive import ContrastiveObjective, contrastive_batch
+from embedtune.training.contrastive import ContrastiveObjective, batch_tokens, contrastive_batch
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
@@ -109,6 +109,7 @@ def test_the_loss_is_that_of_the_embeddings_people_get(
     distinct = [objective.query_tokens[query] for query in (2, 5, 7)]
     distinct += [objective.passage_tokens[passage] for passage in passages]
     assert tokens == sum(map(len, distinct))
+    assert tokens == batch_tokens(PAIRS, rows, objective.query_tokens, objective.passage_tokens)
 
     adapted = adapt(encoder)
     objective(rows)[0].backward()  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from embedtune.models.load import load_encoder
 from embedtune.models.memory import free_bytes, peak_bytes
 from embedtune.progress import SilentReporter
 from embedtune.training import loop
-from embedtune.training.budget import fitting_tokens
+from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
@@ -247,7 +247,7 @@ def test_what_is_found_to_fit_is_a_share_of_the_gpu(make_encoder: MakeEncoder, s
     table = encoder.token_table(sentences[:50], "passage")
     free = free_bytes(torch.device("cuda"))
     assert 2**30 < free <= torch.cuda.get_device_properties(0).total_memory
-    assert 1_000 < free / fitting_tokens(encoder, pairs, table, table) < 100_000
+    assert 1_000 < free / choose_micro_batch(encoder, pairs, table, table, largest=1) < 100_000
 
 
 def test_a_bad_loss_is_found_a_step_late_and_nothing_of_it_is_saved(

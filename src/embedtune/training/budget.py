@@ -1,4 +1,4 @@
-"""How many tokens a training step can take at a time: the memory that is free by the memory that a token takes.
+"""How many tokens a training step takes at a time: the memory that is free by the memory that a token takes.
 
 Shapes: `N` texts.
 """
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 SHARE_OF_MEMORY = {"cpu": 0.6, "cuda": 0.8}
 """Share of the free memory that a micro-batch may take. On a CPU others take from it too, and a process that takes too
 much is killed; on a GPU its step is repeated with less."""
+ENOUGH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+"""Tokens of a micro-batch where one is needed; more does not run faster, and takes memory from others."""
 SAMPLE_TOKENS = 512
 """A sample of about so many tokens is measured, and one of twice as many."""
 MEASURED_LENGTH = 1024
@@ -34,30 +36,43 @@ is, and micro-batches are made of texts of similar length. The few that are long
 """
 
 
-def fitting_tokens(encoder: Encoder, pairs: Pairs, query_tokens: TokenTable, passage_tokens: TokenTable) -> int:
-    """Tokens that fit the memory, with their activations, while a training step goes through the encoder.
+def choose_micro_batch(
+    encoder: Encoder, pairs: Pairs, query_tokens: TokenTable, passage_tokens: TokenTable, *, largest: int
+) -> int:
+    """Tokens that go through the encoder at a time: all that fit the memory, or as many as are worth while.
 
     Args:
         encoder: made trainable; forward and backward are run on a small sample, and leave no trace.
         pairs: rows to train on.
         query_tokens: token ids of the queries.
         passage_tokens: token ids of the passages.
+        largest: tokens of the largest batch.
     """
+    lengths_N = np.concatenate(
+        [
+            query_tokens.lengths_N[pairs.query_ids],
+            passage_tokens.lengths_N[pairs.passage_ids],
+            *(passage_tokens.lengths_N[list(negatives)] for negatives in pairs.negative_ids if negatives),
+        ]
+    )
+    longest = max(pairs.passage_ids, key=lambda passage: passage_tokens.lengths_N[passage])
+    fitting = _fitting_tokens(encoder, passage_tokens[int(longest)], _long_length(lengths_N))
+    return fitting if largest <= fitting else min(fitting, ENOUGH_TOKENS[encoder.device.type])
+
+
+def _fitting_tokens(encoder: Encoder, text: TokenIds, length: int) -> int:
+    """Tokens of texts of that length that fit the memory, with their activations, while training goes through them."""
     trainable = sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
     still_to_come = 3 * trainable  # gradients, and the optimiser's two moments
     budget = SHARE_OF_MEMORY[encoder.device.type] * (free_bytes(encoder.device) - still_to_come)
-    negatives = [passage for row in pairs.negative_ids for passage in row]
-    passages = np.concatenate([pairs.passage_ids, np.asarray(negatives, dtype=np.int64)])
-    lengths_N = np.concatenate([query_tokens.lengths_N[pairs.query_ids], passage_tokens.lengths_N[passages]])
-    longest = passages[passage_tokens.lengths_N[passages].argmax()]
     try:
-        a_token = _bytes_per_token(encoder, passage_tokens[int(longest)], _long_length(lengths_N))
+        a_token = _bytes_per_token(encoder, text, length)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return MIN_TOKENS
     tokens = max(MIN_TOKENS, math.floor(budget / a_token))
-    logger.info("%.0f bytes a token, %.1f GiB for them: %d tokens at a time", a_token, budget / 2**30, tokens)
+    logger.info("%.0f bytes a token, %.1f GiB for them: %d tokens fit", a_token, budget / 2**30, tokens)
     return tokens
 
 

@@ -77,9 +77,8 @@ def contrastive_batch(pairs: Pairs, rows: IdArray, qrels: Mapping[int, Mapping[i
     """Gather the distinct texts of the rows and mark every known answer among them."""
     query_of_row = pairs.query_ids[rows]
     positive_of_row = pairs.passage_ids[rows]
-    negatives = [passage for row in rows for passage in pairs.negative_ids[row]]
     query_ids, queries_Q = np.unique(query_of_row, return_inverse=True)
-    passage_ids = np.unique(np.concatenate([positive_of_row, np.asarray(negatives, dtype=np.int64)]))
+    passage_ids = _distinct_passages(pairs, rows)
     place = {int(passage): column for column, passage in enumerate(passage_ids)}
     answers: list[tuple[int, int]] = []
     for row, query in enumerate(query_of_row):
@@ -96,11 +95,13 @@ def contrastive_batch(pairs: Pairs, rows: IdArray, qrels: Mapping[int, Mapping[i
     )
 
 
-def tokens_of_rows(pairs: Pairs, query_tokens: TokenTable, passage_tokens: TokenTable) -> IdArray:
-    """Tokens of each row's texts, its hard negatives included, shape (N,)."""
-    passages_N = passage_tokens.lengths_N
-    tokens_N = query_tokens.lengths_N[pairs.query_ids] + passages_N[pairs.passage_ids]
-    for row, negatives in enumerate(pairs.negative_ids):
-        if negatives:
-            tokens_N[row] += passages_N[list(negatives)].sum()
-    return tokens_N
+def batch_tokens(pairs: Pairs, rows: IdArray, query_tokens: TokenTable, passage_tokens: TokenTable) -> int:
+    """Tokens of the distinct texts of the rows."""
+    query_ids, passage_ids = np.unique(pairs.query_ids[rows]), _distinct_passages(pairs, rows)
+    return int(query_tokens.lengths_N[query_ids].sum() + passage_tokens.lengths_N[passage_ids].sum())
+
+
+def _distinct_passages(pairs: Pairs, rows: IdArray) -> IdArray:
+    """Positives and hard negatives of the rows, ascending."""
+    negatives = [passage for row in rows for passage in pairs.negative_ids[row]]
+    return np.unique(np.concatenate([pairs.passage_ids[rows], np.asarray(negatives, dtype=np.int64)]))

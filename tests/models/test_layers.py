@@ -1,0 +1,140 @@
+"""Which layers run fused, and when; that they compute the same is tests/contract's matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, DistilBertConfig, ElectraConfig, ModernBertConfig, RobertaConfig
+
+from embedtune.config import AdapterConfig
+from embedtune.kernels.layer import fused
+from embedtune.models.adapters import make_trainable
+from embedtune.models.encoder import Encoder
+from embedtune.models.layers import layer_weights
+
+Load = Callable[..., Encoder]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 66,
+}
+DISTILBERT: dict[str, Any] = {
+    "vocab_size": 200,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 64,
+    "max_position_embeddings": 66,
+}
+SPECIALS: dict[str, Any] = {
+    "pad_token_id": 0,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+
+
+@pytest.fixture
+def count_fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[Encoder], int]:
+    """How many layers of a forward run fused."""
+
+    def count(encoder: Encoder) -> int:
+        calls: list[int] = []
+        feed_forward = fused.feed_forward_add_norm
+        monkeypatch.setattr(fused, "feed_forward_add_norm", lambda *given: calls.append(1) or feed_forward(*given))  # type: ignore[func-returns-value]
+        table = encoder.token_table(["one text", "another one"], "passage")
+        encoder.embed([table[0], table[1]])
+        monkeypatch.undo()
+        return len(calls)
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "layers"),
+    [
+        (BertConfig(**SIZES), {}, 2),
+        (RobertaConfig(**SIZES, pad_token_id=1), {"pad_id": 1}, 2),
+        (ElectraConfig(**SIZES, embedding_size=16), {}, 2),
+        (DistilBertConfig(**DISTILBERT), {}, 2),
+        (BertConfig(**SIZES, hidden_act="relu"), {}, 0),
+        (BertConfig(**SIZES, hidden_act="gelu_new"), {}, 0),
+        (ModernBertConfig(**SIZES, **SPECIALS), {}, 0),
+    ],
+    ids=["bert", "roberta", "electra", "distilbert", "relu", "tanh gelu", "pre-norm"],
+)
+def test_layers_that_run_fused(
+    config: Any,
+    tokenizer: dict[str, Any],
+    layers: int,
+    make_checkpoint: Callable[..., Path],
+    load: Load,
+    count_fused: Callable[[Encoder], int],
+) -> None:
+    encoder = load(make_checkpoint(config, **tokenizer))
+    assert encoder.packed
+    assert count_fused(encoder) == layers
+    make_trainable(encoder, AdapterConfig())
+    assert count_fused(encoder) == layers
+
+
+@pytest.mark.parametrize(
+    ("adapter", "training", "layers"),
+    [
+        ({}, True, 2),
+        ({"dropout": 0.1}, True, 0),
+        ({"dropout": 0.1}, False, 2),
+        ({"dora": True}, True, 0),
+        ({"last_layers": 1}, True, 2),
+        ({"target_modules": ("query",)}, True, 2),
+        ({"bias": "all"}, True, 0),
+        ({"modules_to_save": ("LayerNorm",)}, True, 0),
+        ({"method": "full"}, True, 0),
+        ({"method": "full", "last_layers": 1}, True, 1),
+    ],
+    ids=str,
+)
+def test_what_the_kernels_do_not_know_runs_as_transformers_has_it(
+    adapter: dict[str, Any],
+    training: bool,
+    layers: int,
+    st_folder: Path,
+    load: Load,
+    count_fused: Callable[[Encoder], int],
+) -> None:
+    encoder = load(st_folder)
+    make_trainable(encoder, AdapterConfig(**adapter))
+    encoder.train(training)
+    assert count_fused(encoder) == layers
+
+
+def test_an_adapter_that_is_off_is_not_computed(
+    st_folder: Path, load: Load, adapt: Callable[..., Any], count_fused: Callable[[Encoder], int]
+) -> None:
+    encoder = load(st_folder)
+    table = encoder.token_table(["one text"], "passage")
+    plain_BE = encoder.embed([table[0]])
+    adapted = adapt(encoder)
+    assert not torch.allclose(encoder.embed([table[0]]), plain_BE, atol=1e-4)
+    with adapted.disable_adapter():
+        assert count_fused(encoder) == 0
+        torch.testing.assert_close(encoder.embed([table[0]]), plain_BE)
+
+
+def test_all_adapters_are_cast_in_one_go(st_folder: Path, load: Load, adapt: Callable[..., Any]) -> None:
+    encoder = load(st_folder)
+    adapt(encoder)
+    weights = layer_weights(encoder._fused_layers, torch.bfloat16)
+    adapters = [linear.lora_a_RI for layer in weights.values() for linear in layer.linears]
+    assert len({a.untyped_storage().data_ptr() for a in adapters if a is not None}) == 1
+    assert all(isinstance(layer, nn.Module) for layer in weights)

@@ -114,7 +114,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def held_weights(model: nn.Module) -> str:
-    """The formats that a model's weights are held in, most of them first: "nf4 and bf16, trained ones in fp32"."""
+    """Formats of the weights that a model holds, most of them first, such as "nf4 and bf16, trained ones in fp32"."""
     frozen, trained, copies = Counter[str](), Counter[str](), set[str]()
     for parameter in model.parameters():
         if hasattr(parameter, "quant_state"):  # bitsandbytes' packs two values in a byte
@@ -125,6 +125,8 @@ def held_weights(model: nn.Module) -> str:
         copy = vars(module).get("dense_copy")  # embedtune's, of 4-bit weights
         if isinstance(copy, Tensor):
             copies.add(f" with a {_short(copy.dtype)} copy")
+    if not frozen:
+        return " and ".join(name for name, _ in trained.most_common())
     held = " and ".join(name for name, _ in frozen.most_common()) + "".join(sorted(copies))
     return ", ".join(filter(None, (held, f"trained ones in {' and '.join(trained)}" if trained else "")))
 

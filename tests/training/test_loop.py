@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -401,7 +402,11 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(make_trainer: MakeTraine
     assert progress.losses == whole_progress.losses
 
 
-def test_a_second_signal_is_not_held_back(make_trainer: MakeTrainer) -> None:
+def test_a_second_signal_is_not_held_back(make_trainer: MakeTrainer, request: pytest.FixtureRequest) -> None:
+    # A shell starts what it puts in the background with SIGINT ignored.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def evaluate() -> Mapping[str, float]:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)

@@ -72,16 +72,16 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
-    tokens = _settled_micro_batch(config, folder)
-    tokens = tokens or stages.micro_batch_tokens(encoder, splits, texts, config.training, plan, seed=seed)
-    config = replace(config, training=replace(config.training, micro_batch_tokens=tokens))
+    training = replace(config.training, micro_batch_tokens=_settled_micro_batch(config, folder))
+    trainer = stages.build_trainer(
+        encoder, splits, texts, training, plan=plan, seed=seed, out=folder.root, reporter=reporter
+    )
+    assert trainer.micro_batch is not None
+    config = replace(config, training=replace(training, micro_batch_tokens=trainer.micro_batch.tokens))
     # Nothing is written until all that can be wrong with the input has been looked at.
     folder.create()
     write_text(folder.config, to_toml(config))
     write_splits(splits, folder.splits)
-    trainer = stages.build_trainer(
-        encoder, splits, texts, config.training, plan=plan, seed=seed, out=folder.root, reporter=reporter
-    )
     progress = trainer.run(resume=resume)
 
     reporter.stage("Test")

@@ -91,14 +91,6 @@ def evaluate(
     return evaluate_embeddings(task, queries_QE, corpus_DE)
 
 
-def micro_batch_tokens(
-    encoder: Encoder, splits: Splits, texts: Texts, config: TrainingConfig, plan: Plan, *, seed: int
-) -> int:
-    """Tokens that go through the encoder at a time, once it has been made trainable."""
-    largest = _largest_batch(splits, texts, config, plan, seed=seed)
-    return choose_micro_batch(encoder, splits.train, texts.queries, texts.passages, largest=largest)
-
-
 def build_trainer(
     encoder: Encoder,
     splits: Splits,
@@ -124,7 +116,10 @@ def build_trainer(
     """
     reporter = reporter or SilentReporter()
     plan = plan or _plan(encoder, config, len(splits.train))
-    tokens = config.micro_batch_tokens or micro_batch_tokens(encoder, splits, texts, config, plan, seed=seed)
+    largest = _largest_batch(splits, texts, config, plan, seed=seed)
+    tokens = config.micro_batch_tokens or choose_micro_batch(
+        encoder, splits.train, texts.queries, texts.passages, largest=largest
+    )
     micro_batch = MicroBatch(tokens)
     objective = ContrastiveObjective(
         encoder=encoder,
@@ -138,7 +133,7 @@ def build_trainer(
     )
     dev = dev_task(splits, size=config.dev_corpus, seed=seed)
     _report_plan(plan, config, len(dev.passage_ids), reporter)
-    if tokens < (largest := _largest_batch(splits, texts, config, plan, seed=seed)):
+    if tokens < largest:
         reporter.note(
             f"a batch of {plan.batch_size:,} pairs takes up to {largest:,} tokens; {tokens:,} at a time fit the "
             "memory, so gradients are cached"

@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from embedtune.kernels.attention.layout import PackedLayout
 from embedtune.kernels.autocast import compute_dtype, no_autocast
 from embedtune.kernels.dispatch import choose_attention
+from embedtune.models.layers import fuse_layers
+from embedtune.models.mpnet import is_mpnet, pack_mpnet
 
 NAME = "embedtune_packed"
 
@@ -31,6 +33,16 @@ def register() -> None:
     """Make `NAME` known to transformers; calling it again changes nothing."""
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, attention_mask)
+
+
+def use_packed_attention(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Let the backbone take packed input; returns the layers that run fused then."""
+    if is_mpnet(backbone):
+        pack_mpnet(backbone)
+        return ()
+    register()
+    backbone.set_attn_implementation(NAME)
+    return fuse_layers(backbone)
 
 
 def attention_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

@@ -29,11 +29,11 @@ from typing_extensions import Self
 from embedtune.config import ModelConfig
 from embedtune.data.tokens import TokenTable, tokenize
 from embedtune.errors import ModelError
-from embedtune.models.attention import NAME, NotPackableError, register
+from embedtune.models.attention import NotPackableError, register, use_packed_attention
 from embedtune.models.families import position_offset
-from embedtune.models.layers import fuse_layers, layer_weights
+from embedtune.models.layers import layer_weights
 from embedtune.models.memory import out_of_memory
-from embedtune.models.mpnet import is_mpnet, pack_mpnet
+from embedtune.models.mpnet import is_mpnet
 from embedtune.models.packing import PackedBatch, Places, TokenIds, can_pack, cut, pack, pad, token_order, unpad
 from embedtune.models.recompute import recompute_layers
 
@@ -379,7 +379,7 @@ class Encoder(SentenceTransformer):
         self.eval()
         with torch.inference_mode():
             padded_BE = self._embed_padded(texts)
-            self._fused_layers = _use_packed_attention(self.backbone)
+            self._fused_layers = use_packed_attention(self.backbone)
             try:
                 packed_BE = self._embed_packed(texts)
             except (NotPackableError, TypeError) as error:
@@ -390,13 +390,3 @@ class Encoder(SentenceTransformer):
             self.backbone.set_attn_implementation(stock)
             return f"packed and padded embeddings of {kind} differ by cosine {worst:.2g}"
         return None
-
-
-def _use_packed_attention(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """Let the backbone take packed input; returns the layers that run fused then."""
-    if is_mpnet(backbone):
-        pack_mpnet(backbone)
-        return ()
-    register()
-    backbone.set_attn_implementation(NAME)
-    return fuse_layers(backbone)

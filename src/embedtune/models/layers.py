@@ -23,7 +23,7 @@ from embedtune.kernels.layer import fused
 from embedtune.kernels.linear.adapted import AdaptedLinear
 from embedtune.kernels.norm import LayerNorm
 from embedtune.models.families import POST_NORM_LAYERS
-from embedtune.models.linears import ReadLinear, adapted_linears, read_linear
+from embedtune.models.linears import cast_adapters, read_linear
 
 
 class LayerWeights(NamedTuple):
@@ -57,7 +57,7 @@ def layer_weights(layers: Iterable[nn.Module], dtype: torch.dtype) -> Weights:
     Those that can't have something that the kernels don't know, such as an adapter with dropout or trained norms.
     """
     read = [(layer, *parts) for layer in layers if (parts := _read(layer)) is not None]
-    linears = iter(adapted_linears([linear for _, layer_linears, _ in read for linear in layer_linears], dtype))
+    linears = iter(cast_adapters([linear for _, layer_linears, _ in read for linear in layer_linears], dtype))
     return {
         layer: LayerWeights(dtype, tuple(next(linears) for _ in layer_linears), norms)
         for layer, layer_linears, norms in read
@@ -72,7 +72,7 @@ def _post_norm_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
     return tuple(module for module in backbone.modules() if type(module).__name__ in POST_NORM_LAYERS)
 
 
-def _read(layer: nn.Module) -> tuple[list[ReadLinear], tuple[LayerNorm, ...]] | None:
+def _read(layer: nn.Module) -> tuple[list[AdaptedLinear], tuple[LayerNorm, ...]] | None:
     """The layer's parts as they are; None if one of them is not what the kernels take."""
     names = POST_NORM_LAYERS[type(layer).__name__]
     linears = [read_linear(module) for module in attrgetter(*names.linears)(layer)]

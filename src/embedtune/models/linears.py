@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from embedtune.kernels.autocast import compute_dtype, no_autocast
 from embedtune.kernels.linear import fused
 from embedtune.kernels.linear.adapted import AdaptedLinear
-from embedtune.kernels.linear.weight import FrozenWeight
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
@@ -32,17 +31,7 @@ def fuse_lora(model: nn.Module) -> int:
     return count
 
 
-class ReadLinear(NamedTuple):
-    """A frozen linear layer and the adapter on it, as PEFT holds it."""
-
-    weight_OI: FrozenWeight
-    bias_O: Tensor | None
-    lora_a_RI: Tensor | None = None
-    lora_b_OR: Tensor | None = None
-    scaling: float = 1.0
-
-
-def read_linear(module: Any) -> ReadLinear | None:
+def read_linear(module: Any) -> AdaptedLinear | None:
     """A linear layer as it is at this moment.
 
     Returns:
@@ -58,44 +47,34 @@ def read_linear(module: Any) -> ReadLinear | None:
     if layer.training and not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
         return None
     a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    return ReadLinear(base.weight_OI, base.bias_O, a_RI, b_OR, layer.scaling[ADAPTER])
+    return base._replace(lora_a_RI=a_RI, lora_b_OR=b_OR * layer.scaling[ADAPTER])
 
 
-def adapted_linears(linears: Sequence[ReadLinear], dtype: torch.dtype) -> list[AdaptedLinear]:
-    """The layers as the kernels take them, adapters cast and scaled.
+def cast_adapters(linears: Sequence[AdaptedLinear], dtype: torch.dtype) -> list[AdaptedLinear]:
+    """The layers with their adapters in that dtype.
 
-    All adapters are cast in one go, and so are their gradients: one by one, they would be most of a step's launches.
+    All are cast in one go, and so are their gradients: one by one, they would be most of a step's launches.
     """
-    with_adapter = [linear for linear in linears if linear.lora_a_RI is not None]
-    casts = iter(_cast_together([p for linear in with_adapter for p in (linear.lora_a_RI, linear.lora_b_OR)], dtype))
-    adapted = []
-    for linear in linears:
-        adapter: tuple[Tensor | None, Tensor | None] = (None, None)
-        if linear.lora_a_RI is not None:
-            a_RI, b_OR = next(casts), next(casts)
-            # A power of two, as alpha / rank mostly is, scales without rounding.
-            adapter = (a_RI, b_OR if linear.scaling == 1.0 else b_OR * linear.scaling)
-        adapted.append(AdaptedLinear(linear.weight_OI, linear.bias_O, *adapter))
-    return adapted
+    adapters = [tensor for linear in linears for tensor in linear.adapter if tensor is not None]
+    if not adapters:
+        return list(linears)
+    flat = torch.cat([tensor.reshape(-1) for tensor in adapters]).to(dtype)
+    parts = torch.split(flat, [tensor.numel() for tensor in adapters])
+    casts = iter([part.view(tensor.shape) for part, tensor in zip(parts, adapters, strict=True)])
+    return [
+        linear if linear.lora_a_RI is None else linear._replace(lora_a_RI=next(casts), lora_b_OR=next(casts))
+        for linear in linears
+    ]
 
 
-def _cast_together(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not given:
-        return []
-    flat = torch.cat([tensor.reshape(-1) for tensor in given]).to(dtype)
-    parts = torch.split(flat, [tensor.numel() for tensor in given])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, given, strict=True)]
-
-
-def _read_frozen(module: Any) -> ReadLinear | None:
+def _read_frozen(module: Any) -> AdaptedLinear | None:
     make_weight = getattr(module, "frozen_weight", None)  # of NF4
     if make_weight is None and type(module) is not nn.Linear:
         return None
     trained = make_weight is None and module.weight.requires_grad
     if trained or (module.bias is not None and module.bias.requires_grad):
         return None
-    return ReadLinear(module.weight if make_weight is None else make_weight, module.bias)
+    return AdaptedLinear(module.weight if make_weight is None else make_weight, module.bias)
 
 
 def _is_fused(module: Any) -> bool:

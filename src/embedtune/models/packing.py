@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from embedtune.kernels import transfer
 from embedtune.kernels.attention.layout import PackedLayout, packed_layout
 
 TokenIds = npt.NDArray[np.int32]
@@ -74,9 +75,8 @@ def pad(texts: Sequence[TokenIds], *, pad_id: int, device: torch.device) -> dict
 
 
 def to_device(ids: npt.NDArray[np.integer[Any]], device: torch.device) -> Tensor:
-    """The array as an int64 tensor there; it is copied to a GPU from pinned memory, so that nothing waits for it."""
-    tensor = torch.from_numpy(ids.astype(np.int64, order="C"))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """The array as an int64 tensor there, without waiting for a GPU."""
+    return transfer.to_device(torch.from_numpy(ids.astype(np.int64, order="C")), device)
 
 
 def cut(lengths_N: Places, tokens: int, *, padded: bool) -> list[Places]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedtune.kernels.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Group:
@@ -60,7 +62,7 @@ class PackedLayout:
     def sequence_of_token_T(self) -> Tensor:
         """Number of the sequence that each token belongs to, int64."""
         lengths_B = np.asarray(self.lengths)
-        return _to(torch.from_numpy(np.repeat(np.arange(len(lengths_B)), lengths_B)), self.device)
+        return to_device(torch.from_numpy(np.repeat(np.arange(len(lengths_B)), lengths_B)), self.device)
 
 
 def packed_layout(lengths: Sequence[int], device: torch.device | str = "cpu") -> PackedLayout:
@@ -79,11 +81,6 @@ def packed_layout(lengths: Sequence[int], device: torch.device | str = "cpu") ->
     torch.cumsum(lengths_B, 0, dtype=torch.int32, out=cu_seqlens[1:])
     return PackedLayout(
         lengths=tuple(lengths),
-        cu_seqlens=_to(cu_seqlens, torch.device(device)),
+        cu_seqlens=to_device(cu_seqlens, torch.device(device)),
         max_length=max(lengths),
     )
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """From pinned memory to a GPU: copied from any other, the whole queue of its work would be waited for."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

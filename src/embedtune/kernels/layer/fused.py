@@ -91,7 +91,7 @@ class _ProjectAddNorm(Function):
         dtype = x_TI.dtype
         add_norm, _ = choose_norm(x_TI.device.type, dtype, residual_TE.shape[1])
         merged_EI = merged_weight(linear, dtype)
-        projected_TE = functional.linear(x_TI, merged_EI, bias_in(linear, dtype))
+        projected_TE = functional.linear(x_TI, merged_EI, bias_in(linear.bias_O, dtype))
         normalised = add_norm(projected_TE, residual_TE, norm)
         ctx.linear, ctx.norm = bare(linear), norm
         ctx.save_for_backward(x_TI, *normalised[1:], *kept(linear, merged_EI))
@@ -116,8 +116,8 @@ class _FeedForwardAddNorm(Function):
         dtype = x_TE.dtype
         add_norm, _ = choose_norm(x_TE.device.type, dtype, x_TE.shape[1])
         merged_FE, merged_EF = merged_weight(up, dtype), merged_weight(down, dtype)
-        before_TF = functional.linear(x_TE, merged_FE, bias_in(up, dtype))
-        projected_TE = functional.linear(functional.gelu(before_TF), merged_EF, bias_in(down, dtype))
+        before_TF = functional.linear(x_TE, merged_FE, bias_in(up.bias_O, dtype))
+        projected_TE = functional.linear(functional.gelu(before_TF), merged_EF, bias_in(down.bias_O, dtype))
         normalised = add_norm(projected_TE, x_TE, norm)
         ctx.up, ctx.down, ctx.norm = bare(up), bare(down), norm
         ctx.save_for_backward(x_TE, before_TF, *normalised[1:], *kept(up, merged_FE), *kept(down, merged_EF))
@@ -150,7 +150,7 @@ def _outputs(linear: AdaptedLinear) -> int:
 
 def _bias(linears: Sequence[AdaptedLinear], outputs: Sequence[int], like: Tensor) -> Tensor | None:
     """The biases of several layers as one; None if none has any."""
-    biases = [bias_in(linear, like.dtype) for linear in linears]
+    biases = [bias_in(linear.bias_O, like.dtype) for linear in linears]
     if all(bias is None for bias in biases):
         return None
     return torch.cat([like.new_zeros(n) if b is None else b for b, n in zip(biases, outputs, strict=True)])

@@ -49,9 +49,9 @@ def merged_weight(linear: AdaptedLinear, dtype: torch.dtype, *, out: Tensor | No
     return torch.addmm(weight_OI, linear.lora_b_OR.to(dtype), linear.lora_a_RI.to(dtype), out=out)
 
 
-def bias_in(linear: AdaptedLinear, dtype: torch.dtype) -> Tensor | None:
-    """The bias in that dtype."""
-    return None if linear.bias_O is None else linear.bias_O.to(dtype)
+def bias_in(bias_O: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The bias in that dtype, if there is one."""
+    return None if bias_O is None else bias_O.to(dtype)
 
 
 def kept(linear: AdaptedLinear, merged_OI: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

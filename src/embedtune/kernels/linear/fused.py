@@ -37,10 +37,11 @@ def lora_linear(
     scaling: float,
 ) -> Tensor:
     """Same signature and result as `reference.lora_linear`."""
+    scaled_b_OR = lora_b_OR * scaling
     if dropped_TI is None:
-        out: Tensor = _MergedLinear.apply(x_TI, weight_OI, bias_O, lora_a_RI, lora_b_OR * scaling)
+        out: Tensor = _MergedLinear.apply(x_TI, weight_OI, bias_O, lora_a_RI, scaled_b_OR)
     else:
-        out = _DroppedLinear.apply(x_TI, dropped_TI, weight_OI, bias_O, lora_a_RI, lora_b_OR, scaling)
+        out = _DroppedLinear.apply(x_TI, dropped_TI, weight_OI, bias_O, lora_a_RI, scaled_b_OR)
     return out
 
 
@@ -64,7 +65,7 @@ class _MergedLinear(Function):
         merged_OI = merged_weight(linear, x_TI.dtype)
         ctx.linear = bare(linear)
         ctx.save_for_backward(None if lora_a_RI is None else x_TI, *kept(linear, merged_OI))
-        return functional.linear(x_TI, merged_OI, bias_in(linear, x_TI.dtype))
+        return functional.linear(x_TI, merged_OI, bias_in(bias_O, x_TI.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,14 +87,13 @@ class _DroppedLinear(Function):
         bias_O: Tensor | None,
         lora_a_RI: Tensor,
         lora_b_OR: Tensor,
-        scaling: float,
     ) -> Tensor:
-        a_RI = lora_a_RI.to(x_TI.dtype)
-        b_OR = (lora_b_OR * scaling).to(x_TI.dtype)
+        dtype = x_TI.dtype
+        a_RI, b_OR = lora_a_RI.to(dtype), lora_b_OR.to(dtype)
         low_rank_TR = dropped_TI @ a_RI.t()
-        bias = bias_in(AdaptedLinear(weight_OI, bias_O), x_TI.dtype)
-        out_TO = functional.linear(x_TI, dense(weight_OI, x_TI.dtype), bias).addmm_(low_rank_TR, b_OR.t())
-        ctx.weight_OI, ctx.scaling, ctx.adapter_dtype = weight_OI, scaling, lora_a_RI.dtype  # frozen: none to save
+        frozen_TO = functional.linear(x_TI, dense(weight_OI, dtype), bias_in(bias_O, dtype))
+        out_TO = frozen_TO.addmm_(low_rank_TR, b_OR.t())
+        ctx.weight_OI, ctx.adapter_dtype = weight_OI, lora_a_RI.dtype  # the weight is frozen: it need not be saved
         ctx.save_for_backward(dropped_TI, a_RI, b_OR, low_rank_TR)
         return out_TO
 
@@ -106,5 +106,5 @@ class _DroppedLinear(Function):
         grad_dropped_TI = grad_low_rank_TR @ a_RI if ctx.needs_input_grad[1] else None
         grad_bias_O = grad_TO.sum(0) if ctx.needs_input_grad[3] else None
         grad_a_RI = (grad_low_rank_TR.t() @ dropped_TI).to(ctx.adapter_dtype)
-        grad_b_OR = (grad_TO.t() @ low_rank_TR).to(ctx.adapter_dtype) * ctx.scaling
-        return grad_x_TI, grad_dropped_TI, None, grad_bias_O, grad_a_RI, grad_b_OR, None
+        grad_b_OR = (grad_TO.t() @ low_rank_TR).to(ctx.adapter_dtype)
+        return grad_x_TI, grad_dropped_TI, None, grad_bias_O, grad_a_RI, grad_b_OR

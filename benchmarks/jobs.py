@@ -9,7 +9,7 @@ from typing import Literal
 
 from embedtune.models.hardware import PrecisionName
 
-TrainRunner = Literal[
+QualityRunner = Literal[
     "embedtune",
     "embedtune-fp32",
     "embedtune-low",
@@ -20,8 +20,9 @@ TrainRunner = Literal[
     "st-bf16-nodropout",
     "unsloth",
     "unsloth-unpad",
-    "unsloth-compile",
 ]
+TrainRunner = Literal[QualityRunner, "unsloth-compile"]
+"""Compiling takes too many steps for a run that ends with a quality."""
 EncodeRunner = Literal["embedtune", "embedtune-fp32", "st-fp32", "st-bf16", "st-flash"]
 DeviceName = Literal["cpu", "cuda"]
 Method = Literal["lora", "qlora", "full"]

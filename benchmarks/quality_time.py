@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -16,7 +16,7 @@ from benchmarks.cli import device_name, require_at_least, run
 from benchmarks.dev import write_dev
 from benchmarks.hardware import describe
 from benchmarks.inputs import base_model, pairs_source
-from benchmarks.jobs import AdapterMethod, DeviceName, QualityJob, TrainJob
+from benchmarks.jobs import AdapterMethod, DeviceName, QualityJob, QualityRunner, TrainJob
 from benchmarks.processes import Runners
 from benchmarks.records import QualityMeasurement
 from benchmarks.summary import quality_ratios, summarize_quality
@@ -26,18 +26,6 @@ from embedtune.config import DataConfig
 from embedtune.data.prepare import Splits, prepare
 from embedtune.errors import ConfigError, DataError
 
-QualityRunner = Literal[
-    "embedtune",
-    "embedtune-fp32",
-    "embedtune-low",
-    "st-fp32",
-    "st-bf16",
-    "st-flash",
-    "st-fp32-nodropout",
-    "st-bf16-nodropout",
-    "unsloth",
-    "unsloth-unpad",
-]
 DEFAULT_RUNNERS: tuple[QualityRunner, ...] = ("embedtune", "st-fp32", "st-bf16", "st-flash")
 
 

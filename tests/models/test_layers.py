@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
-from transformers import BertConfig, DistilBertConfig, ElectraConfig, ModernBertConfig, RobertaConfig
 
 from embedtune.config import AdapterConfig
 from embedtune.kernels.layer import fused
@@ -19,29 +19,7 @@ from embedtune.models.layers import layer_weights
 
 Load = Callable[..., Encoder]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 66,
-}
-DISTILBERT: dict[str, Any] = {
-    "vocab_size": 200,
-    "dim": 32,
-    "n_layers": 2,
-    "n_heads": 4,
-    "hidden_dim": 64,
-    "max_position_embeddings": 66,
-}
-SPECIALS: dict[str, Any] = {
-    "pad_token_id": 0,
-    "cls_token_id": 2,
-    "sep_token_id": 3,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
+BOUNDS = {"bos_token_id": 2, "eos_token_id": 3}
 
 
 @pytest.fixture
@@ -61,26 +39,30 @@ def count_fused(monkeypatch: pytest.MonkeyPatch) -> Callable[[Encoder], int]:
 
 
 @pytest.mark.parametrize(
-    ("config", "tokenizer", "layers"),
+    ("kind", "settings", "tokenizer", "layers"),
     [
-        (BertConfig(**SIZES), {}, 2),
-        (RobertaConfig(**SIZES, pad_token_id=1), {"pad_id": 1}, 2),
-        (ElectraConfig(**SIZES, embedding_size=16), {}, 2),
-        (DistilBertConfig(**DISTILBERT), {}, 2),
-        (BertConfig(**SIZES, hidden_act="relu"), {}, 0),
-        (BertConfig(**SIZES, hidden_act="gelu_new"), {}, 0),
-        (ModernBertConfig(**SIZES, **SPECIALS), {}, 0),
+        ("BertConfig", {}, {}, 2),
+        ("RobertaConfig", {"pad_token_id": 1, "max_position_embeddings": 66}, {"pad_id": 1}, 2),
+        ("ElectraConfig", {"embedding_size": 16}, {}, 2),
+        ("DistilBertConfig", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}, {}, 2),
+        ("BertConfig", {"hidden_act": "relu"}, {}, 0),
+        ("BertConfig", {"hidden_act": "gelu_new"}, {}, 0),
+        ("ModernBertConfig", {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, **BOUNDS}, {}, 0),
     ],
     ids=["bert", "roberta", "electra", "distilbert", "relu", "tanh gelu", "pre-norm"],
 )
 def test_layers_that_run_fused(
-    config: Any,
+    kind: str,
+    settings: dict[str, Any],
     tokenizer: dict[str, Any],
     layers: int,
+    bert_config: dict[str, int],
     make_checkpoint: Callable[..., Path],
     load: Load,
     count_fused: Callable[[Encoder], int],
 ) -> None:
+    shared = {"vocab_size", "max_position_embeddings"} if kind == "DistilBertConfig" else bert_config.keys()
+    config = getattr(transformers, kind)(**({name: bert_config[name] for name in shared} | settings))
     encoder = load(make_checkpoint(config, **tokenizer))
     assert encoder.packed
     assert count_fused(encoder) == layers

@@ -27,9 +27,9 @@ $(VENV)/.demo: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
+$(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -8,6 +8,7 @@
     │   ├── DataError            a data file, its columns or its rows
     │   ├── ModelError           a base model, an adapter or a device
     │   ├── OutputError          the output folder
+    │   ├── HubError             the Hugging Face Hub refuses, or can't be reached
     │   └── MissingExtraError    a package of an extra is not installed
     ├── RunError                 the input was fine, the run failed; exit code 1
     │   ├── NonFiniteLossError   the loss became NaN or infinite
@@ -45,6 +46,10 @@ class ModelError(UserError):
 
 class OutputError(UserError):
     """The output folder can't be used."""
+
+
+class HubError(UserError):
+    """The Hugging Face Hub refuses what was asked of it, or can't be reached."""
 
 
 class MissingExtraError(UserError):

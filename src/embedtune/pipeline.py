@@ -22,6 +22,8 @@ from embedtune.models.encoder import Encoder
 from embedtune.models.hardware import peak_memory_bytes
 from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.report.card import CardModel, model_card
+from embedtune.report.card_metadata import Part, base_metadata
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
 from embedtune.training.checkpoint import Progress
@@ -101,6 +103,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         **merge,
     )
     write_json(folder.results, results)
+    _write_cards(results, config, encoder, folder)
     write_text(folder.report, build_html(results, folder.root))
     return results
 
@@ -210,6 +213,22 @@ def _merged_into_original(
         "cosine": {"min": cosines_N.min().item(), "mean": cosines_N.mean().item()},
     }
     return tuned, {"merge": facts}
+
+
+def _write_cards(results: dict[str, Any], config: TrainConfig, encoder: Encoder, folder: RunFolder) -> None:
+    """A README beside the merged model, and one beside the adapter in place of PEFT's own."""
+    model = CardModel(
+        dimensions=encoder.embedding_size,
+        max_length=encoder.max_length,
+        prompts={role: prompt for role, prompt in encoder.prompts.items() if prompt},
+        similarity=encoder.similarity_fn_name,
+        own_code=config.model.trust_remote_code,
+    )
+    base = base_metadata(config.model.base, config.model.revision)
+    parts: dict[Part, Path] = {"model": folder.model, "adapter": folder.adapter}
+    for part, place in parts.items():
+        if place.is_dir():
+            write_text(place / "README.md", model_card(results, config, model, base=base, part=part))
 
 
 def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:

@@ -1,0 +1,302 @@
+"""The model card: what somebody who finds the model wants to know before and while using it.
+
+Here results become texts and tables; the order is in `card.md.j2`, the YAML head in `card_metadata.py`. A card is made
+to be published, so it holds numbers and settings only: no text of the data, no path of this machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from embedtune.config import TrainConfig, to_dict
+from embedtune.report.card_limits import limits, protocol
+from embedtune.report.card_metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
+from embedtune.report.card_settings import portable_toml
+from embedtune.report.markdown import block, code, table, text
+from embedtune.report.verdict import METRIC, signed, verdict
+
+MODEL_ID = "sentence_transformers_model_id"
+"""Stands for the model's place on the Hub; Sentence Transformers' own push replaces this word, and so does ours."""
+SYSTEMS = {"base": "Base", "tuned": "Tuned", "bm25": "BM25", "hybrid": "Tuned + BM25"}
+_VERSIONS = ("torch", "transformers", "sentence-transformers", "peft")
+SHOWN_METRICS = ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "accuracy@10", "recall@10", "recall@100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardModel:
+    """What the card says of the model itself."""
+
+    dimensions: int
+    """Numbers in an embedding."""
+    max_length: int
+    """Tokens read of a text."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Text before each query and document, by these names."""
+    similarity: str = "cosine"
+    """How two embeddings are compared."""
+    own_code: bool = False
+    """Whether the model needs Python code that comes with it."""
+
+
+def model_card(
+    results: Mapping[str, Any],
+    config: TrainConfig | Mapping[str, Any],
+    model: CardModel,
+    *,
+    base: Mapping[str, Any] | None = None,
+    part: Part = "model",
+) -> str:
+    """The text of a `README.md` in the Hugging Face Hub's format.
+
+    Args:
+        results: the content of `results.json`. What a run may lack is left out of the card.
+        config: of the run, or its sections as `config.toml` has them.
+        model: what was trained.
+        base: what the base model's card says in its head; see `card_metadata.base_metadata`.
+        part: which folder of the run the card is for.
+    """
+    sections = to_dict(config) if isinstance(config, TrainConfig) else config
+    name = shown_name(str(results["base_model"]))
+    title = f"{(name or 'An embedding model').rpartition('/')[2]}, fine-tuned for retrieval"
+    adapter = part == "adapter"
+    head = card_data(results, sections, title=title, part=part, base=base or {})
+    smaller = [row for row in results.get("sizes", []) if row["dimensions"] < model.dimensions]
+    body = (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            title=text(title),
+            what=_what(results, sections, model, adapter=adapter),
+            verdict=text(verdict(results)) if "delta" in results else "",
+            adapter=adapter,
+            usage=_usage(results, model, adapter=adapter),
+            usage_notes=_usage_notes(results, model, adapter=adapter),
+            sizes=_sizes(results),
+            smaller="" if adapter or not smaller else _loading(model, f", truncate_dim={smaller[0]['dimensions']}"),
+            results=_results(results),
+            results_notes=_results_notes(results),
+            further=_further(results),
+            protocol=protocol(results, sections),
+            limits=limits(results, model.max_length),
+            training=_training(results, sections),
+            config=block(portable_toml(sections), "toml") if sections else "",
+            reproduce=_reproduce(results, sections),
+            licence=_licence(base or {}, name),
+        )
+    )
+    return f"---\n{head.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("embedtune.report", ""),
+        autoescape=False,  # Markdown is escaped value by value
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _what(results: Mapping[str, Any], config: Mapping[str, Any], model: CardModel, *, adapter: bool) -> str:
+    base = _base(results)
+    made = f"a [Sentence Transformers](https://sbert.net) model, fine-tuned from {base}"
+    made = f"a LoRA adapter in PEFT's format for {base}, trained" if adapter else made
+    pairs, dataset = results.get("data", {}).get("train_pairs"), dataset_id(config.get("data", {}))
+    count = "question/passage pairs" if pairs is None else f"{pairs:,} question/passage pairs"
+    source = "" if dataset is None else f" of {_link(dataset, 'datasets/')}"
+    return (
+        f"This is {made} with embedtune on {count}{source}, to find the passages that answer a question. It maps a "
+        f"text to {model.dimensions:,} numbers; texts of like meaning lie close to each other."
+    )
+
+
+def _base(results: Mapping[str, Any]) -> str:
+    source = str(results["base_model"])
+    if (name := hub_id(source)) is not None:
+        return _link(name)
+    shown = shown_name(source)
+    return "a model in a local folder" if shown is None else f"{code(shown)}, a model in a local folder,"
+
+
+def _link(name: str, kind: str = "") -> str:
+    """To a page of the Hub; a valid id needs no escapes in an address."""
+    return f"[{text(name)}](https://huggingface.co/{kind}{name})"
+
+
+def _loading(model: CardModel, options: str = "") -> str:
+    options += ", trust_remote_code=True" if model.own_code else ""
+    return f'model = SentenceTransformer("{MODEL_ID}"{options})'
+
+
+def _usage(results: Mapping[str, Any], model: CardModel, *, adapter: bool) -> str:
+    lines = ["from sentence_transformers import SentenceTransformer", "", _loading(model)]
+    if adapter:
+        base = hub_id(str(results["base_model"])) or "FOLDER_OF_THE_BASE_MODEL"
+        prompts = {role: prompt for role, prompt in model.prompts.items() if prompt}
+        options = f", prompts={json.dumps(prompts, ensure_ascii=True)}" if prompts else ""
+        options += ", trust_remote_code=True" if model.own_code else ""
+        lines = [
+            "from peft import PeftModel",
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f'model = SentenceTransformer("{base}"{options})',
+            f"model.max_seq_length = {model.max_length}",
+            f'model[0].model = PeftModel.from_pretrained(model[0].model, "{MODEL_ID}")',
+        ]
+    return "\n".join(
+        [
+            *lines,
+            'queries = model.encode_query(["How do I ...?"])',
+            'passages = model.encode_document(["To do that, ...", "Another passage"])',
+            "scores = model.similarity(queries, passages)  # higher is more alike",
+        ]
+    )
+
+
+def _usage_notes(results: Mapping[str, Any], model: CardModel, *, adapter: bool) -> list[str]:
+    notes = [
+        f"Reads up to {model.max_length:,} tokens of a text; what follows is cut off.",
+        f"Embeddings are {model.dimensions:,} numbers, compared by {text(model.similarity)} similarity.",
+    ]
+    roles = {"query": "encode_query", "document": "encode_document"}
+    named = [
+        f"`{method}` puts {code(model.prompts[role])} before each text"
+        for role, method in roles.items()
+        if model.prompts.get(role)
+    ]
+    if named:
+        notes.append(f"It was trained with prompts: {', '.join(named)}. Use these methods rather than `encode`.")
+    if adapter and "quantization" in results:
+        notes.append("It was trained on a base in 4 bits; on the original weights embeddings differ a little.")
+    return notes
+
+
+def _sizes(results: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"{row['dimensions']:,}",
+            row.get("precision", "float32"),
+            f"{row['bytes']:,}" if "bytes" in row else "",
+            _number(row, METRIC),
+            _number(row, "recall@100"),
+        )
+        for row in results.get("sizes", [])
+    ]
+    return table(("Dimensions", "Precision", "Bytes a vector", METRIC.upper(), "Recall@100"), rows) if rows else ""
+
+
+def _results(results: Mapping[str, Any]) -> str:
+    present = [key for key in SYSTEMS if key in results]
+    delta = results.get("delta", {})
+    rows = [
+        (
+            _name(metric),
+            *(_number(results[key], metric) for key in present),
+            *([_difference(delta[metric])] if metric in delta else [""] if delta else []),
+        )
+        for metric in SHOWN_METRICS
+        if any(metric in results[key] for key in present)
+    ]
+    difference = ["Tuned minus base (95 % interval)"] if delta else []
+    return table(["Metric", *(SYSTEMS[key] for key in present), *difference], rows) if rows else ""
+
+
+def _results_notes(results: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if "bm25" in results:
+        notes.append("BM25 is plain word search.")
+    if "hybrid" in results:
+        notes.append("Tuned + BM25 joins the two rankings by reciprocal rank fusion.")
+    names = {"bm25": "BM25", "hybrid": "the two together"}
+    for key, name in names.items():
+        if difference := results.get("delta_to", {}).get(key, {}).get(METRIC):
+            notes.append(f"{METRIC.upper()}, tuned minus {name}: {text(_difference(difference))}.")
+    return notes
+
+
+def _further(results: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            shown_name(str(other["model"])) or "a local model",
+            _number(other["metrics"], METRIC),
+            _difference(other["delta"][METRIC]) if METRIC in other.get("delta", {}) else "",
+        )
+        for other in results.get("further", [])
+    ]
+    return table(("Model", METRIC.upper(), "Tuned minus this one (95 % interval)"), rows) if rows else ""
+
+
+def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    train, data, environment = (results.get(key, {}) for key in ("train", "data", "environment"))
+    adapter, training = config.get("adapter", {}), config.get("training", {})
+    method = results.get("method", adapter.get("method"))
+    rank = None if method == "full" or "rank" not in adapter else f"{adapter['rank']}, alpha {adapter['alpha']:g}"
+    trained, total = train.get("trainable_parameters"), train.get("total_parameters")
+    versions = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
+    blend = results.get("blend", {}).get("used", 1)
+    loss = "in-batch contrastive (InfoNCE); known positives are never negatives"
+    facts = {
+        "Pairs trained on": _count(data.get("train_pairs")),
+        "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),
+        "Method": method,
+        "Weights while training": results.get("quantization", {}).get("what"),
+        "Rank": rank,
+        "Loss": f"{loss}; scale {training['scale']:g}" if "scale" in training else loss,
+        "Pairs in a batch": _count(train.get("batch_size", training.get("batch_size"))),
+        "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
+        "Steps": _count(train.get("steps")),
+        "Step kept (best on dev)": _count(train.get("best_step")),
+        "Parameters trained": f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None,
+        "Share of the tuned weights": f"{blend:g}; the rest is the base's" if blend != 1 else None,
+        "Precision": environment.get("precision"),
+        "Seed": results.get("seed"),
+        "Versions": ", ".join([f"embedtune {results['embedtune']}", *versions] if "embedtune" in results else versions),
+    }
+    return table(("", ""), [(key, value) for key, value in facts.items() if value not in (None, "")], numbers=False)
+
+
+def _reproduce(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    version = f" {text(results['embedtune'])}" if "embedtune" in results else ""
+    local = [] if dataset_id(config.get("data", {})) else ["the pairs"]
+    local += [] if hub_id(str(results["base_model"])) else ["the base model"]
+    missing = f"fill in the place of {' and '.join(local)}, " if local else ""
+    return (
+        f"To train this way again, save these settings as `config.toml`, {missing}then, with embedtune{version}: "
+        "`embedtune train --config config.toml --out run`. One machine gives the same numbers for a seed."
+    )
+
+
+def _licence(base: Mapping[str, Any], name: str | None) -> str:
+    of_base = "The base model" if name is None else f"The base model, {code(name)},"
+    if (stated := licence(base)) is None:
+        return (
+            f"{of_base} has a licence of its own, which its card here did not name; look it up before you use or pass "
+            "on this model, which is made of it."
+        )
+    return (
+        f"{of_base} is under {code(stated)}, as its card says; this model is made of it. What the training pairs may "
+        "be used for is for their owner to say."
+    )
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    low, high = difference["ci95"]
+    return f"{signed(difference['mean'])} ({signed(low)} to {signed(high)})"
+
+
+def _name(metric: str) -> str:
+    """NDCG@10, but Recall@10."""
+    return metric.upper() if metric.partition("@")[0] in ("ndcg", "mrr", "map") else metric.capitalize()
+
+
+def _number(values: Mapping[str, Any], key: str) -> str:
+    return f"{values[key]:.3f}" if values.get(key) is not None else ""
+
+
+def _count(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.0f}"

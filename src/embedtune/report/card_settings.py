@@ -1,0 +1,44 @@
+"""A run's settings as somebody else can use them: nothing of the machine or its folders in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tomli_w
+
+from embedtune.report.card_metadata import dataset_id, hub_id, shown_name
+
+_OF_THE_MACHINE = {
+    "model": ("device", "precision", "memory"),
+    "training": ("micro_batch_tokens",),
+    "output": ("out", "resume"),
+}
+_OF_THE_FILES = ("anchor_column", "positive_column", "negative_columns")
+_OWN_FILES = {"train": "PAIRS.jsonl", "test": "TEST.jsonl", "dev": "DEV.jsonl", "corpus": "CORPUS.jsonl"}
+
+
+def portable_toml(config: Mapping[str, Any]) -> str:
+    """TOML that `embedtune train --config` reads.
+
+    Sources of the Hub stay as they are; files and folders become names to fill in, and their columns go with them.
+
+    Args:
+        config: the sections of a run's config.
+    """
+    sections = {
+        name: {key: value for key, value in values.items() if key not in _OF_THE_MACHINE.get(name, ())}
+        for name, values in config.items()
+    }
+    data, model, adapter = (sections.get(name, {}) for name in ("data", "model", "adapter"))
+    own = [key for key in _OWN_FILES if data.get(key) and not dataset_id({"train": data[key]})]
+    for key in own:
+        data[key] = _OWN_FILES[key]
+    if own:
+        for key in _OF_THE_FILES:
+            data.pop(key, None)
+    if "base" in model and hub_id(model["base"]) is None:
+        model["base"] = shown_name(model["base"]) or "BASE"
+    if adapter.get("start_adapter"):
+        adapter["start_adapter"] = shown_name(adapter["start_adapter"]) or "START_ADAPTER"
+    return tomli_w.dumps({name: values for name, values in sections.items() if values})

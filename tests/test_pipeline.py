@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -31,6 +32,7 @@ from embedtune.config import (
 )
 from embedtune.errors import OutputError, TrainingInterrupted
 from embedtune.inference import evaluate_models
+from embedtune.models.load import load_encoder
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter, TrainingReporter
 
@@ -120,6 +122,47 @@ def test_the_model_is_the_base_plus_the_adapter(config: TrainConfig, sentences: 
         got = adapted(**tokens).last_hidden_state
     mask = tokens["attention_mask"].bool()
     torch.testing.assert_close(got[mask], expected[mask], atol=1e-4, rtol=1e-4)
+
+
+def test_the_model_and_the_adapter_have_cards_and_the_model_is_saved_again_with_its_own(
+    config: TrainConfig, sentences: list[str], tmp_path: Path
+) -> None:
+    results = train(config)
+    out = config.output.out
+    for part, library in (("model", "sentence-transformers"), ("adapter", "peft")):
+        card = ModelCard.load(out / part / "README.md")
+        assert card.data.library_name == library
+        assert f"{results['tuned']['ndcg@10']:.3f}" in card.text
+        assert str(tmp_path) not in card.content
+    loaded = SentenceTransformer(str(out / "model"), device="cpu")
+    loaded.save_pretrained(str(tmp_path / "again"))
+    again = tmp_path / "again" / "README.md"
+    assert again.read_text() == (out / "model" / "README.md").read_text()
+    (usage,) = re.findall(r"```python\n(.*?)```", again.read_text(), flags=re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(usage.replace("sentence_transformers_model_id", str(tmp_path / "again")), scope)
+    assert scope["scores"].shape == (1, 2)
+    encoder = load_encoder(replace(config.model, base=str(out / "model")))
+    encoder.save_pretrained(str(tmp_path / "encoder"))
+    np.testing.assert_allclose(
+        SentenceTransformer(str(tmp_path / "encoder"), device="cpu").encode(sentences[:8]),
+        loaded.encode(sentences[:8]),
+        atol=1e-5,
+    )
+
+
+def test_the_adapters_card_says_how_to_use_it(config: TrainConfig, sentences: list[str]) -> None:
+    train(replace(config, training=replace(config.training, lr=0.01, max_steps=20)))
+    out = config.output.out
+    card = ModelCard.load(out / "adapter" / "README.md")
+    (usage,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    usage = usage.replace("sentence_transformers_model_id", str(out / "adapter"))
+    scope: dict[str, Any] = {}
+    exec(usage.replace("FOLDER_OF_THE_BASE_MODEL", config.model.base), scope)
+    merged = SentenceTransformer(str(out / "model"), device="cpu")
+    np.testing.assert_allclose(
+        scope["model"].encode_query(sentences[:8]), merged.encode_query(sentences[:8]), atol=1e-4
+    )
 
 
 def test_saved_config_repeats_the_run_exactly(config: TrainConfig, tmp_path: Path) -> None:

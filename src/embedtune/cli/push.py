@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         public=options.public,
         revision=options.revision,
         title=f"{options.part.capitalize()} fine-tuned with embedtune {importlib.metadata.version('embedtune')}",
-        description=_verdict(folder.parent / "results.json"),
+        description=_verdict(folder.parent),
     )
     console.note(f"{done.url} ({'private' if done.private else 'public'}){'' if done.changed else ': nothing changed'}")
     if options.public and done.private:
@@ -94,8 +94,9 @@ def _folder(given: Path, part: str) -> Path:
     if (given / "config.toml").is_file():
         again = f"embedtune train --config {given / 'config.toml'} --resume"
         raise OutputError(f"the run in '{given}' has not finished: it holds no {part}.\nType:  {again}")
+    named = {"model": "a model", "adapter": "an adapter"}[part]
     raise OutputError(
-        f"'{given}' holds neither a run nor a {part}: expected {given / part} or {' or '.join(marks)} in it, and "
+        f"'{given}' holds neither a run nor {named}: expected {given / part} or {' or '.join(marks)} in it, and "
         "weights as .safetensors.\nType:  embedtune push DIR REPO with the --out DIR of a run."
     )
 
@@ -117,11 +118,15 @@ def _files(folder: Path, repo: str) -> tuple[dict[str, Path | bytes], list[str]]
     return files, left
 
 
-def _verdict(results: Path) -> str:
-    """What the run found out; empty for a model that is in no run's folder."""
+def _verdict(run: Path) -> str:
+    """What the run found out; empty for a model that lies in no run's folder."""
     from embedtune.report.verdict import verdict
 
-    return verdict(json.loads(results.read_text(encoding="utf-8"))) if results.is_file() else ""
+    try:
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        return verdict(results) if results["schema"] == 1 else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _size(count: int) -> str:

@@ -133,7 +133,7 @@ def test_people_read_the_verdict_the_table_and_how_to_use_it(results: dict[str, 
     assert page.says("fine-tuned from sentence-transformers/all-MiniLM-L6-v2 with embedtune on 1,452 question/passage")
     assert page.says("Reads up to 256 tokens")
     assert page.says("168 questions over 2,168 passages")
-    assert page.says("held out by passage")
+    assert page.says("No training pair shares a question or a passage with the test.")
     assert page.says("not measured; fine-tuning can make a model worse there")
     assert "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2" in page.links
     usage = next(code for code in page.code if "SentenceTransformer(" in code)

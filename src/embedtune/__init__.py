@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from embedtune.config import (
         AdapterConfig,
         DataConfig,
+        EvaluationConfig,
         ModelConfig,
         OutputConfig,
         TrainConfig,
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "config": ("AdapterConfig", "DataConfig", "ModelConfig", "OutputConfig", "TrainConfig", "TrainingConfig"),
+    "config": (
+        "AdapterConfig",
+        "DataConfig",
+        "EvaluationConfig",
+        "ModelConfig",
+        "OutputConfig",
+        "TrainConfig",
+        "TrainingConfig",
+    ),
     "data.prepare": ("Splits", "prepare", "write_splits"),
     "encoding": ("encode_file",),
     "errors": ("EmbedtuneError", "RunError", "TrainingInterrupted", "UserError"),
@@ -47,6 +56,7 @@ __all__ = [
     "DataConfig",
     "EmbedtuneError",
     "Encoder",
+    "EvaluationConfig",
     "ModelConfig",
     "OutputConfig",
     "RunError",

@@ -255,6 +255,14 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What the tuned model is measured by, and beside."""
+
+    against: tuple[str, ...] = ()
+    """Further models to measure on the same questions and passages: hub ids or folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """Where the run goes."""
 
@@ -274,6 +282,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
@@ -288,7 +297,7 @@ Section = TypeVar("Section")
 
 
 def load_toml(path: Path) -> TrainConfig:
-    """Read a TOML file with the sections [data], [model], [adapter], [training] and [output], all optional.
+    """Read a TOML file with the sections [data], [model], [adapter], [training], [evaluation], [output], all optional.
 
     Raises:
         ConfigError: the file can't be read, or has a section, a key or a value that isn't known.

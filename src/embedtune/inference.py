@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,27 @@ from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.read import Columns, read, read_passages
 from embedtune.errors import OutputError
-from embedtune.evaluation.run import RetrievalTask, compare, evaluate_bm25, retrieval_task
+from embedtune.evaluation.run import RetrievalTask, compare, evaluate_hybrid, retrieval_task, task_groups
 from embedtune.export.run_folder import write_json
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.results import build_results, environment
+from embedtune.report.results import build_results, comparisons, environment
 
 
 def evaluate_models(
     model: ModelConfig,
     data: DataConfig,
     *,
-    against: str | None = None,
+    against: Sequence[str] = (),
     out: Path | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Retrieval metrics of a model, and of a second one if given, with BM25 beside them.
+    """Retrieval metrics of a model, and of others if given, with BM25 and the hybrid of both beside them.
 
     Args:
         model: `base` is the model to measure.
         data: `test` and `corpus`; the corpus searched is the passages of both.
-        against: hub id or folder of a second model; differences are model minus second.
+        against: hub ids or folders of further models; differences are model minus further, "delta" that to the first.
         out: JSON file to write the results to.
         seed: of the resampling.
         reporter: is told how it goes.
@@ -46,22 +46,22 @@ def evaluate_models(
     if out is not None and not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
     collection, task, dropped = _test_collection(data)
+    others = stages.other_models(model, against)
+    stages.check_loadable(others)
     encoder = stages.load(model, reporter)
     texts = stages.tokenize(encoder, collection, reporter)
-    evaluations = {"model": stages.evaluate(encoder, task, texts, reporter, label=model.base)}
-    delta = {}
-    if against is not None:
-        second = stages.load(replace(model, base=against), reporter)
-        texts = stages.tokenize(second, collection, reporter)
-        evaluations["against"] = stages.evaluate(second, task, texts, reporter, label=against)
-        delta = compare(evaluations["against"], evaluations["model"], seed=seed)
-    evaluations["bm25"] = evaluate_bm25(task, collection)
+    measured = stages.evaluate(encoder, task, texts, reporter, label=model.base)
+    further = stages.evaluate_others(others, task, collection, reporter)
+    bm25 = stages.evaluate_bm25(task, collection, reporter)
+    first, groups_Q = next(iter(further), None), task_groups(task)
+    word_search = {"bm25": bm25, "hybrid": evaluate_hybrid(task, measured, bm25)}
     results = build_results(
         base_model=model.base,
         seed=seed,
-        evaluations=evaluations,
-        delta=delta,
-        against_model=against,
+        evaluations={"model": measured, **({"against": further[first]} if first else {}), **word_search},
+        delta=compare(further[first], measured, seed=seed, groups_Q=groups_Q) if first else {},
+        against_model=first,
+        **comparisons(measured, word_search, further, groups_Q=groups_Q, seed=seed),
         data={
             "test_queries": len(task.query_ids),
             "corpus_passages": len(task.passage_ids),

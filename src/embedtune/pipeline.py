@@ -13,7 +13,7 @@ from embedtune import stages
 from embedtune.config import TrainConfig, load_toml, to_toml
 from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits, prepare, write_splits
-from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_bm25
+from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_hybrid, task_groups
 from embedtune.export.run_folder import RunFolder, write_json, write_text
 from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
 from embedtune.kernels.allocator import keep_freed_memory
@@ -25,7 +25,7 @@ from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.card import CardModel, model_card
 from embedtune.report.card_metadata import Part, base_metadata
 from embedtune.report.html import build_html
-from embedtune.report.results import build_results, environment
+from embedtune.report.results import build_results, comparisons, environment
 from embedtune.training.checkpoint import Progress
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
@@ -64,13 +64,16 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     low_memory = config.model.memory == "low"
     encoder = stages.load(config.model, reporter, four_bit=low_memory, master_weights=config.adapter.trains_weights)
     check_trainable(encoder, config.adapter)
+    others = stages.other_models(replace(config.model, max_length=None), config.evaluation.against)
+    stages.check_loadable(others)
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
     config = _resolve(config, plan, encoder)
     texts = stages.tokenize(encoder, splits.collection, reporter)
     test = stages.held_out_task(splits)
-    bm25 = evaluate_bm25(test, splits.collection)
+    bm25 = stages.evaluate_bm25(test, splits.collection, reporter)
     base = stages.evaluate(encoder, test, texts, reporter, label="base model on the test set")
+    further = stages.evaluate_others(others, test, splits.collection, reporter)
 
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
@@ -90,11 +93,13 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     trained = stages.evaluate(encoder, test, texts, reporter, label="tuned model on the test set")
     cosines_N = _save(encoder, config, splits.collection, folder, reporter)
     tuned, merge = _merged_into_original(config, folder, test, texts, trained, cosines_N, reporter)
+    hybrid, groups_Q = evaluate_hybrid(test, tuned, bm25), task_groups(test)
     results = build_results(
         base_model=config.model.base,
         seed=seed,
-        evaluations={"base": base, "tuned": tuned, "bm25": bm25},
-        delta=compare(base, tuned, seed=seed),
+        evaluations={"base": base, "tuned": tuned, "bm25": bm25, "hybrid": hybrid},
+        delta=compare(base, tuned, seed=seed, groups_Q=groups_Q),
+        **comparisons(tuned, {"bm25": bm25, "hybrid": hybrid}, further, groups_Q=groups_Q, seed=seed),
         method=config.adapter.method,
         data=_data_facts(splits, test),
         train=_train_facts(progress, plan, config.training.metric, encoder),
@@ -118,6 +123,7 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
         training=training,
         model=replace(encoder.source, base=_absolute(config.model.base)),
         adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
+        evaluation=replace(config.evaluation, against=tuple(map(_absolute, config.evaluation.against))),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
+from embedtune.evaluation.run import evaluate_bm25 as search_by_word
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
 from embedtune.progress import Reporter, SilentReporter
@@ -88,7 +90,42 @@ def evaluate(
     with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
         queries_QE = encoder.embed_all(texts.queries, task.query_ids, on_progress=advance)
         corpus_DE = encoder.embed_all(texts.passages, task.passage_ids, on_progress=advance)
-    return evaluate_embeddings(task, queries_QE, corpus_DE)
+    with reporter.counting(f"{label}: search", len(task.query_ids)) as advance:
+        return evaluate_embeddings(task, queries_QE, corpus_DE, on_progress=advance)
+
+
+def evaluate_bm25(task: RetrievalTask, collection: Collection, reporter: Reporter | None = None) -> Evaluation:
+    """Word search on the same task."""
+    with (reporter or SilentReporter()).counting("BM25: search", len(task.query_ids)) as advance:
+        return search_by_word(task, collection, on_progress=advance)
+
+
+def check_loadable(models: Sequence[ModelConfig]) -> None:
+    """Load each model once and let it go, so that a wrong name is told before any work is done.
+
+    Raises:
+        ModelError: a model can't be used.
+    """
+    for model in models:
+        load(model, SilentReporter())
+
+
+def evaluate_others(
+    models: Sequence[ModelConfig], task: RetrievalTask, collection: Collection, reporter: Reporter
+) -> dict[str, Evaluation]:
+    """Evaluations of other models on the task by their names, one model in memory at a time."""
+    found = {}
+    for model in models:
+        encoder = load(model, reporter)
+        texts = tokenize(encoder, collection, reporter)
+        found[model.base] = evaluate(encoder, task, texts, reporter, label=model.base)
+    return found
+
+
+def other_models(model: ModelConfig, names: Sequence[str]) -> tuple[ModelConfig, ...]:
+    """Models to compare with, each with its own prompts, computed as `model` is."""
+    own = replace(model, revision=None, memory="auto", query_prompt=None, passage_prompt=None)
+    return tuple(replace(own, base=name) for name in dict.fromkeys(names))
 
 
 def build_trainer(

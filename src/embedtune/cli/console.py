@@ -12,10 +12,11 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from embedtune.report.verdict import verdict
+from embedtune.report.verdict import METRIC, too_small, verdict
 
 SHOWN_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "accuracy@10", "recall@100", "map@100")
-COLUMNS = {"base": "base", "tuned": "tuned", "model": "model", "against": "against", "bm25": "BM25"}
+COLUMNS = {"base": "base", "tuned": "tuned", "model": "model", "against": "against", "bm25": "BM25", "hybrid": "hybrid"}
+FURTHER_METRICS = ("ndcg@10", "accuracy@1")
 PLAIN_SECONDS = 10.0
 """Between two lines of training progress where there is no terminal."""
 
@@ -86,6 +87,24 @@ class Console:
         for metric in SHOWN_METRICS:
             cells = [f"{results[key][metric]:.4f}" for key in present]
             table.add_row(metric, *cells, *([_interval(delta[metric])] if delta else []))
+        self._rich.print(table)
+        self._further(results)
+        if (warning := too_small(results)) is not None:
+            self.warn(warning)
+
+    def _further(self, results: Mapping[str, Any]) -> None:
+        """One row a model given with --against, except one that has a column of its own."""
+        further = results.get("further", [])["against" in results :]
+        if not further:
+            return
+        table = Table(title="further models on the same test", title_justify="left")
+        table.add_column("model", overflow="fold")
+        for metric in FURTHER_METRICS:
+            table.add_column(metric, justify="right")
+        table.add_column(f"{METRIC} of {'tuned' if 'tuned' in results else 'model'} less it", justify="right")
+        for other in further:
+            cells = [f"{other['metrics'][metric]:.4f}" for metric in FURTHER_METRICS]
+            table.add_row(other["model"], *cells, _interval(other["delta"][METRIC]))
         self._rich.print(table)
 
     def _bar(self, numbers: str) -> Progress:

@@ -23,8 +23,8 @@ class EvalOptions:
     """Question/passage pairs, in any form that `train` reads."""
     corpus: str | None = None
     """Further passages to search in."""
-    against: str | None = None
-    """A second model, to compare with on the same questions and passages."""
+    against: tuple[str, ...] = ()
+    """Further models, to compare with on the same questions and passages; the differences shown are to the first."""
     out: Path | None = None
     """File to write the results to, as JSON."""
     anchor_column: str | None = None

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedtune.data.collection import IdArray
+from embedtune.retrieval.fusion import NO_PASSAGE as NO_PASSAGE
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -34,8 +35,6 @@ CUTOFFS = (1, 3, 5, 10)
 """Ranks at which accuracy, precision and recall are taken; recall is also taken at `DEPTH`."""
 DEPTH = 100
 """Passages per query that the deepest metrics look at."""
-NO_PASSAGE = -1
-"""Id that fills up a ranking with fewer than K passages; never relevant."""
 
 
 def rank_metrics(ranked_ids_QK: IdArray, qrels: Sequence[Mapping[int, float]]) -> dict[str, FloatArray]:

@@ -1,21 +1,24 @@
-"""One evaluation: which queries against which corpus, the ranking, the metrics, and two of them compared.
+"""One evaluation: which queries against which corpus, the ranking, the metrics, and two of them fused or compared.
 
 Shapes: `Q` queries, `D` passages, `K` ranked passages per query (100, or `D` if smaller), `E` embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from embedtune.data.collection import Collection, IdArray
 from embedtune.evaluation.metrics import DEPTH, FloatArray, rank_metrics
 from embedtune.evaluation.stats import Difference, paired_difference
 from embedtune.retrieval.bm25 import bm25_search
-from embedtune.retrieval.topk import search
+from embedtune.retrieval.fusion import NO_PASSAGE, reciprocal_rank_fusion
+from embedtune.retrieval.topk import TopK, search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,10 @@ class Evaluation:
     """Metric name to its values, shape (Q,); the names are those of `rank_metrics`."""
     ranked_ids: IdArray
     """The collection's passage ids, best first, shape (Q, K)."""
+    ranked_scores: FloatArray
+    """What they are ranked by: dot products, BM25 scores or those of the fusion, shape (Q, K)."""
+    finds_by_word: bool = False
+    """Whether a score of 0 means that the passage shares no word with the query, and is ranked by its id alone."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -83,13 +90,36 @@ def retrieval_task(
     return RetrievalTask(query_ids=queries, passage_ids=passages, qrels=qrels)
 
 
-def evaluate_embeddings(task: RetrievalTask, queries_QE: Tensor, corpus_DE: Tensor) -> Evaluation:
+def task_groups(task: RetrievalTask) -> IdArray:
+    """Number of each query's group, shape (Q,): queries that share a relevant passage, be it through others, are one.
+
+    Such queries were mostly written about one passage, and a model that embeds it badly fails them all.
+    """
+    queries, passages = np.array(
+        [(place, passage) for place, query in enumerate(task.query_ids.tolist()) for passage in task.qrels[query]]
+    ).T
+    count = len(task.query_ids)
+    columns = count + np.unique(passages, return_inverse=True)[1]
+    size = int(columns.max()) + 1
+    shared = coo_array((np.ones(len(queries), dtype=np.int8), (queries, columns)), shape=(size, size))
+    _, groups = connected_components(shared, directed=False)
+    return np.unique(groups[:count], return_inverse=True)[1].astype(np.int64)
+
+
+def evaluate_embeddings(
+    task: RetrievalTask,
+    queries_QE: Tensor,
+    corpus_DE: Tensor,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
     """Rank the corpus by dot product for each query and score the rankings.
 
     Args:
         task: What to find.
         queries_QE: Normalised embeddings of `task.query_ids`, in that order.
         corpus_DE: Normalised embeddings of `task.passage_ids`, in that order, on the same device.
+        on_progress: Called with the number of queries done after each block.
 
     Raises:
         ValueError: The shapes don't fit the task or each other, or an embedding is NaN or infinite.
@@ -100,38 +130,88 @@ def evaluate_embeddings(task: RetrievalTask, queries_QE: Tensor, corpus_DE: Tens
             f"got {len(queries_QE)} query and {len(corpus_DE)} passage embeddings, "
             f"expected {expected[0]} and {expected[1]}, one for each id of the task"
         )
-    return _evaluation(task, search(queries_QE, corpus_DE, DEPTH).ids_QK)
+    return _evaluation(task, *_of_collection(task, search(queries_QE, corpus_DE, DEPTH, on_progress=on_progress)))
 
 
-def evaluate_bm25(task: RetrievalTask, collection: Collection) -> Evaluation:
-    """Rank the corpus by BM25 for each query and score the rankings."""
+def evaluate_bm25(
+    task: RetrievalTask, collection: Collection, *, on_progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Rank the corpus by BM25 for each query and score the rankings.
+
+    Args:
+        task: What to find.
+        collection: Where the task's ids are from.
+        on_progress: Called with the number of queries done after each block.
+    """
     queries = [collection.queries[query] for query in task.query_ids.tolist()]
     corpus = [collection.passages[passage] for passage in task.passage_ids.tolist()]
-    return _evaluation(task, bm25_search(queries, corpus, DEPTH).ids_QK)
+    found = bm25_search(queries, corpus, DEPTH, on_progress=on_progress)
+    return _evaluation(task, *_of_collection(task, found), finds_by_word=True)
 
 
-def compare(base: Evaluation, tuned: Evaluation, *, seed: int) -> dict[str, Difference]:
+def evaluate_hybrid(task: RetrievalTask, *evaluations: Evaluation) -> Evaluation:
+    """Fuse the rankings of two or more evaluations of the task by reciprocal rank and score the result.
+
+    Passages that BM25 ranks without a word in common get nothing from it, as from a search engine that does not
+    return them.
+
+    Raises:
+        ValueError: There are fewer than two evaluations, or one is of other queries than the task's.
+    """
+    for evaluation in evaluations:
+        _check_same_queries("the task", task.query_ids, "an evaluation", evaluation.query_ids)
+    found = [
+        np.where(evaluation.ranked_scores == 0, NO_PASSAGE, evaluation.ranked_ids)
+        if evaluation.finds_by_word
+        else evaluation.ranked_ids
+        for evaluation in evaluations
+    ]
+    return _evaluation(task, *reciprocal_rank_fusion(*found))
+
+
+def compare(
+    base: Evaluation, tuned: Evaluation, *, seed: int, groups_Q: IdArray | None = None
+) -> dict[str, Difference]:
     """Tuned minus base for every metric, paired by query.
+
+    Args:
+        base: What to compare with.
+        tuned: Another evaluation of the same task.
+        seed: Of the permutations.
+        groups_Q: Number of each query's group, from `task_groups`; each query for itself if None.
 
     Raises:
         ValueError: The two were evaluated on different queries.
     """
-    if not np.array_equal(base.query_ids, tuned.query_ids):
-        raise ValueError(
-            f"base was evaluated on {len(base.query_ids)} queries and tuned on {len(tuned.query_ids)}, "
-            "and they are not the same ones; evaluate both on one task"
-        )
+    _check_same_queries("base", base.query_ids, "tuned", tuned.query_ids)
     return {
-        name: paired_difference(base_Q, tuned.per_query[name], seed=seed) for name, base_Q in base.per_query.items()
+        name: paired_difference(base_Q, tuned.per_query[name], seed=seed, groups_Q=groups_Q)
+        for name, base_Q in base.per_query.items()
     }
 
 
-def _evaluation(task: RetrievalTask, rows_QK: Tensor) -> Evaluation:
-    ranked_ids_QK = task.passage_ids[rows_QK.cpu().numpy()]
+def _check_same_queries(one: str, one_Q: IdArray, other: str, other_Q: IdArray) -> None:
+    if not np.array_equal(one_Q, other_Q):
+        raise ValueError(
+            f"{one} has {len(one_Q)} queries and {other} {len(other_Q)}, "
+            "and they are not the same ones; evaluate both on one task"
+        )
+
+
+def _of_collection(task: RetrievalTask, found: TopK) -> tuple[IdArray, FloatArray]:
+    """Ids of the collection for rows of the corpus, and the scores."""
+    return task.passage_ids[found.ids_QK.cpu().numpy()], found.scores_QK.cpu().double().numpy()
+
+
+def _evaluation(
+    task: RetrievalTask, ranked_ids_QK: IdArray, scores_QK: FloatArray, *, finds_by_word: bool = False
+) -> Evaluation:
     return Evaluation(
         query_ids=task.query_ids,
         per_query=rank_metrics(ranked_ids_QK, [task.qrels[query] for query in task.query_ids.tolist()]),
         ranked_ids=ranked_ids_QK,
+        ranked_scores=scores_QK,
+        finds_by_word=finds_by_word,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,14 +11,22 @@ METRIC = "ndcg@10"
 SIGNIFICANT = 0.05
 """A p-value above it leaves the difference open, whatever the interval: a bootstrap of few questions is too narrow."""
 
+FINE_ENOUGH = 0.05
+"""A test set that shows differences of this size in `METRIC` is large enough: people who search notice them."""
+FEW_GROUPS = 50
+"""Fewer independent groups of questions are too few whatever they show: they stand for little else than themselves."""
+
 Outcome = Literal["better", "worse", "open"]
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """One sentence, in ASCII for any terminal: better, worse or open, the numbers, and BM25 where it is ahead.
+    """One sentence, in ASCII for any terminal: better, worse or open, the numbers, and word search where it is ahead.
+
+    An open difference comes with what the test set could have shown.
 
     Args:
-        results: the content of `results.json`; read are "data", "base", "tuned", "delta" and, if there, "bm25".
+        results: the content of `results.json`; read are "data", "base", "tuned", "delta" and, if there, "bm25",
+            "hybrid" and "delta_to".
     """
     count, difference = results["data"]["test_queries"], results["delta"][METRIC]
     questions = "question" if count == 1 else "questions"
@@ -29,7 +38,35 @@ def verdict(results: Mapping[str, Any]) -> str:
     return (
         f"On {count:,} held-out {questions} {finding}: {METRIC.upper()} went from {results['base'][METRIC]:.3f} "
         f"to {results['tuned'][METRIC]:.3f}, {signed(difference['mean'])} ({_evidence(difference)})"
-        f"{_bm25_ahead(results)}."
+        f"{_could_have_shown(count, difference)}{_bm25_ahead(results)}{_hybrid_ahead(results)}."
+    )
+
+
+def too_small(results: Mapping[str, Any]) -> str | None:
+    """A warning, in ASCII, if the test set is too small to tell much; None if it is large enough or unknown.
+
+    Too small are fewer than `FEW_GROUPS` groups of questions, whatever they show, and a test set that leaves the
+    difference open although it could only have shown one larger than `FINE_ENOUGH`.
+
+    Args:
+        results: the content of `results.json`; read are "data", "test" and "delta", if they are there.
+    """
+    count, groups = results["data"]["test_queries"], results.get("test", {}).get("groups")
+    difference = results.get("delta", {}).get(METRIC, {})
+    detectable = difference.get("detectable")
+    unclear = detectable is not None and detectable > FINE_ENOUGH and outcome(difference) == "open"
+    if groups is None or (groups >= FEW_GROUPS and not unclear):
+        return None
+    shared = "" if groups == count else f" in {groups:,} groups that share no right passage"
+    questions = "question" if count == 1 else "questions"
+    small = f"the test set is small: {count:,} {questions}{shared}"
+    if detectable is None or detectable <= FINE_ENOUGH or groups == 1:
+        return f"{small}, which may not stand for others; {FEW_GROUPS} or more would."
+    # The standard error falls with the root of the number of groups.
+    needed = math.ceil(groups * (detectable / FINE_ENOUGH) ** 2)
+    return (
+        f"{small}. It shows {METRIC.upper()} differences from about {detectable:.2f} on; "
+        f"for {FINE_ENOUGH} it would take about {_rounded(needed):,} {'questions' if groups == count else 'groups'}."
     )
 
 
@@ -53,6 +90,21 @@ def signed(value: float) -> str:
     return f"{value:+.3f}" if round(value, 3) else f"{value:+.4f}"
 
 
+def _rounded(count: int) -> int:
+    """Two digits are all that an estimate is good for."""
+    unit: int = 10 ** max(0, len(str(count)) - 2)
+    return math.ceil(count / unit) * unit
+
+
+def _could_have_shown(count: int, difference: Mapping[str, Any]) -> str:
+    """A clause on the size that a difference must have to be shown, empty unless it is open and that is known."""
+    detectable = difference.get("detectable")
+    if detectable is None or outcome(difference) != "open" or round(detectable, 3) == 0:
+        return ""
+    questions = "question" if count == 1 else "questions"
+    return f"; {count:,} {questions} like these could only have shown a difference of about {detectable:.3f} or more"
+
+
 def _evidence(difference: Mapping[str, Any]) -> str:
     low, high = difference["ci95"]
     interval = f"95 % interval {signed(low)} to {signed(high)}"
@@ -70,3 +122,11 @@ def _bm25_ahead(results: Mapping[str, Any]) -> str:
     if bm25 <= tuned:
         return ""
     return f"; plain word search (BM25) scores higher than {'both' if bm25 > base else 'the tuned model'}: {bm25:.3f}"
+
+
+def _hybrid_ahead(results: Mapping[str, Any]) -> str:
+    """A clause for the sentence, empty unless BM25 shown to add to the tuned model."""
+    difference = results.get("delta_to", {}).get("hybrid", {}).get(METRIC)
+    if difference is None or outcome(difference) != "worse":
+        return ""
+    return f"; together with word search it reaches {results['hybrid'][METRIC]:.3f}"

@@ -21,7 +21,7 @@ import logging
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,9 @@ _PAIRED_SCRIPTS = re.compile(
 )
 
 
-def bm25_search(queries: Sequence[str], corpus: Sequence[str], k: int) -> TopK:
+def bm25_search(
+    queries: Sequence[str], corpus: Sequence[str], k: int, *, on_progress: Callable[[int], None] | None = None
+) -> TopK:
     """The `k` passages with the highest BM25 score for each query.
 
     A query without a word of the corpus gets score 0 everywhere and so the first `k` passages.
@@ -51,6 +53,7 @@ def bm25_search(queries: Sequence[str], corpus: Sequence[str], k: int) -> TopK:
         queries: Q texts, possibly empty ones.
         corpus: D texts, possibly empty ones. A passage's id is its position.
         k: Passages wanted per query; `K` is the smaller of `k` and `D`.
+        on_progress: Called with the number of queries done after each block of them.
 
     Raises:
         ValueError: `k` is below 1 or the corpus is empty.
@@ -60,10 +63,12 @@ def bm25_search(queries: Sequence[str], corpus: Sequence[str], k: int) -> TopK:
     query_token_ids = [[vocabulary[word] for word in tokenise(text) if word in vocabulary] for text in queries]
     index = _build_index(corpus_token_ids, vocabulary) if vocabulary else None
     rows = max(1, _SCORES_PER_CHUNK // max(1, len(corpus)))
-    chunks = [
-        top_k(_scores(index, query_token_ids[start : start + rows], len(corpus)), k)
-        for start in range(0, max(1, len(queries)), rows)
-    ]
+    chunks = []
+    for start in range(0, max(1, len(queries)), rows):
+        block = query_token_ids[start : start + rows]
+        chunks.append(top_k(_scores(index, block, len(corpus)), k))
+        if on_progress is not None:
+            on_progress(len(block))
     return TopK(
         scores_QK=torch.cat([chunk.scores_QK for chunk in chunks]),
         ids_QK=torch.cat([chunk.ids_QK for chunk in chunks]),

@@ -9,7 +9,7 @@ Shapes: `Q` queries, `D` passages, `C` passages of one chunk, `K` results per qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,14 @@ class TopK:
     """int64 rows of the corpus, on the device searched on."""
 
 
-def search(queries_QE: Tensor, corpus_DE: Tensor, k: int, *, chunk_size: int = 2048) -> TopK:
+def search(
+    queries_QE: Tensor,
+    corpus_DE: Tensor,
+    k: int,
+    *,
+    chunk_size: int = 2048,
+    on_progress: Callable[[int], None] | None = None,
+) -> TopK:
     """The `k` passages with the highest dot product for each query; exact, nothing is approximated.
 
     Scores are summed in fp64 and rounded to fp32. The order in which a matrix product sums depends on its
@@ -42,6 +49,7 @@ def search(queries_QE: Tensor, corpus_DE: Tensor, k: int, *, chunk_size: int = 2
         k: Passages wanted per query; `K` is the smaller of `k` and `D`.
         chunk_size: Queries and passages per block. Bounds the working memory, some 40 bytes times
             its square, and does not change the result.
+        on_progress: Called with the number of queries done after each block of them.
 
     Raises:
         ValueError: Shapes or devices don't fit, there are no passages, `k` or `chunk_size` is below 1, or an
@@ -49,9 +57,13 @@ def search(queries_QE: Tensor, corpus_DE: Tensor, k: int, *, chunk_size: int = 2
     """
     _check(queries_QE, corpus_DE, k, chunk_size)
     k = min(k, len(corpus_DE))
+    keys = []
     with torch.no_grad():
-        parts = _parts(queries_QE, chunk_size)
-        return _from_keys(torch.cat([_search_keys(part_QE, corpus_DE, k, chunk_size) for part_QE in parts]))
+        for part_QE in _parts(queries_QE, chunk_size):
+            keys.append(_search_keys(part_QE, corpus_DE, k, chunk_size))
+            if on_progress is not None:
+                on_progress(len(part_QE))
+        return _from_keys(torch.cat(keys))
 
 
 def top_k(scores_QD: Tensor, k: int) -> TopK:

@@ -15,7 +15,7 @@ from embedtune.data.collection import Collection, IdArray
 from embedtune.evaluation.metrics import DEPTH, FloatArray, rank_metrics
 from embedtune.evaluation.stats import Difference, paired_difference
 from embedtune.retrieval.bm25 import bm25_search
-from embedtune.retrieval.topk import search
+from embedtune.retrieval.topk import TopK, search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class Evaluation:
     """Metric name to its values, shape (Q,); the names are those of `rank_metrics`."""
     ranked_ids: IdArray
     """The collection's passage ids, best first, shape (Q, K)."""
+    ranked_scores: FloatArray
+    """Their scores, in the unit of the system that ranked (cosine, BM25), shape (Q, K)."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -100,14 +102,14 @@ def evaluate_embeddings(task: RetrievalTask, queries_QE: Tensor, corpus_DE: Tens
             f"got {len(queries_QE)} query and {len(corpus_DE)} passage embeddings, "
             f"expected {expected[0]} and {expected[1]}, one for each id of the task"
         )
-    return _evaluation(task, search(queries_QE, corpus_DE, DEPTH).ids_QK)
+    return _evaluation(task, search(queries_QE, corpus_DE, DEPTH))
 
 
 def evaluate_bm25(task: RetrievalTask, collection: Collection) -> Evaluation:
     """Rank the corpus by BM25 for each query and score the rankings."""
     queries = [collection.queries[query] for query in task.query_ids.tolist()]
     corpus = [collection.passages[passage] for passage in task.passage_ids.tolist()]
-    return _evaluation(task, bm25_search(queries, corpus, DEPTH).ids_QK)
+    return _evaluation(task, bm25_search(queries, corpus, DEPTH))
 
 
 def compare(base: Evaluation, tuned: Evaluation, *, seed: int) -> dict[str, Difference]:
@@ -126,12 +128,13 @@ def compare(base: Evaluation, tuned: Evaluation, *, seed: int) -> dict[str, Diff
     }
 
 
-def _evaluation(task: RetrievalTask, rows_QK: Tensor) -> Evaluation:
-    ranked_ids_QK = task.passage_ids[rows_QK.cpu().numpy()]
+def _evaluation(task: RetrievalTask, found: TopK) -> Evaluation:
+    ranked_ids_QK = task.passage_ids[found.ids_QK.cpu().numpy()]
     return Evaluation(
         query_ids=task.query_ids,
         per_query=rank_metrics(ranked_ids_QK, [task.qrels[query] for query in task.query_ids.tolist()]),
         ranked_ids=ranked_ids_QK,
+        ranked_scores=found.scores_QK.cpu().double().numpy(),
     )
 
 

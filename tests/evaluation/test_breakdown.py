@@ -39,9 +39,7 @@ def words(count: int, number: int) -> str:
 
 def test_lengths_give_four_bins_that_hold_every_query_once() -> None:
     lengths = [1 + i % 16 for i in range(160)]
-    bins = by_property(
-        [words(n, i) for i, n in enumerate(lengths)], [words(n + 20, i) for i, n in enumerate(lengths)]
-    )
+    bins = by_property([words(n, i) for i, n in enumerate(lengths)], [words(n + 20, i) for i, n in enumerate(lengths)])
     labels = [entry["label"] for entry in bins["query_length"]]
     assert labels == ["up to 4 words", "5 to 8 words", "9 to 12 words", "13 words and more"]
     assert [entry["queries"] for entry in bins["query_length"]] == [40, 40, 40, 40]

@@ -98,7 +98,9 @@ def test_lists_are_capped_and_texts_shortened() -> None:
     task = retrieval_task(collection, range(number), range(number))
     right, wrong = torch.eye(number).tolist(), (1 - torch.eye(number)).tolist()
     found = cases(
-        collection, task, {"base": scored(task, right[:30] + wrong[30:]), "tuned": scored(task, wrong[:30] + right[30:])}
+        collection,
+        task,
+        {"base": scored(task, right[:30] + wrong[30:]), "tuned": scored(task, wrong[:30] + right[30:])},
     )
     assert (found["better"], found["worse"]) == (30, 30)
     assert (len(found["regressions"]), len(found["gains"])) == (20, 5)

@@ -18,9 +18,7 @@ def random_task(passages: int, seed: int = 0) -> tuple[RetrievalTask, Evaluation
     collection = Collection(
         queries=[f"q{i}" for i in range(40)],
         passages=[f"p{i}" for i in range(passages)],
-        qrels={
-            q: dict.fromkeys(generator.choice(passages, 1 + q % 4, replace=False).tolist(), 1.0) for q in range(40)
-        },
+        qrels={q: dict.fromkeys(generator.choice(passages, 1 + q % 4, replace=False).tolist(), 1.0) for q in range(40)},
     )
     task = retrieval_task(collection, range(5, 35), range(passages))
     scores_QD = torch.from_numpy(generator.random((30, passages)))

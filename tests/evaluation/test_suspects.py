@@ -80,11 +80,21 @@ def test_a_positive_out_of_sight_has_no_score() -> None:
     assert suspect.scores == {"positive": None, "candidate": 1.0}
 
 
-def test_scores_that_are_all_equal_are_survived(collection: Collection) -> None:
+def test_an_order_by_id_alone_is_no_evidence(collection: Collection) -> None:
     task = retrieval_task(collection, range(4), range(4))
     flat = scored(task, [[0.5] * 4] * 4)
-    (suspect,) = suspects_of(collection, task, {"tuned": flat, "base": flat})
-    assert (suspect.query, suspect.candidate) == ("wrong", "a")
+    assert suspects_of(collection, task, {"tuned": flat, "base": flat}) == []
+    no_word_shared = scored(task, [[0.0] * 4] * 4)
+    wrong = scored(task, [[0.9, 0.8, 0.1, 0.2]] * 4)
+    assert suspects_of(collection, task, {"tuned": wrong, "bm25": no_word_shared}, reference=None) == []
+
+
+def test_twins_of_which_one_is_labelled_are_suspects() -> None:
+    collection = Collection(queries=["q"], passages=["a", "b", "c"], qrels={0: {1: 1.0}})
+    task = retrieval_task(collection, [0], range(3))
+    twins = scored(task, [[0.9, 0.9, 0.1]])
+    (suspect,) = suspects_of(collection, task, {"tuned": twins, "base": twins})
+    assert (suspect.positive, suspect.candidate, suspect.found_by) == ("b", "a", ("tuned", "base"))
 
 
 def noisy(vectors_DE: torch.Tensor, noise: float, seed: int) -> torch.Tensor:

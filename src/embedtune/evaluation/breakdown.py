@@ -6,6 +6,7 @@ Shapes: `Q` queries, `B` bounds between bins.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def _bins(
 
 def _difference(reference_Q: FloatArray, judged_Q: FloatArray, *, seed: int) -> dict[str, Any]:
     difference = paired_difference(reference_Q, judged_Q, seed=seed)
-    return {"mean": difference.mean, "ci95": list(difference.ci95), "p_value": difference.p_value}
+    return {**asdict(difference), "ci95": list(difference.ci95)}
 
 
 def _bounds(values_Q: IdArray) -> list[int]:

@@ -6,11 +6,12 @@ Shapes: `Q` queries, `K` ranked passages per query.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from embedtune.data.collection import Collection
+from embedtune.data.collection import Collection, IdArray
 from embedtune.evaluation.breakdown import METRIC
 from embedtune.evaluation.excerpt import excerpt
 from embedtune.evaluation.metrics import NO_PASSAGE, FloatArray
@@ -45,35 +46,23 @@ def query_cases(
     Every case has the first right passage's rank for the reference, the judged and "bm25" (null if not ranked), the
     NDCG@10 of the first two, and the passages that the judged ranks above the right one. Texts are shortened.
     """
-    ranks_of = {name: first_ranks(hits_QK) for name, hits_QK in hits_of.items()}
+    rankings = _Rankings(
+        evaluations=evaluations,
+        ranks_of={name: first_ranks(hits_QK) for name, hits_QK in hits_of.items()},
+        right_Q=right_passages(task, evaluations[judged], hits_of[judged]),
+        judged=judged,
+        reference=reference,
+    )
+
+    def shown(rows: list[int]) -> list[dict[str, Any]]:
+        return [_case(collection, task, rankings, row) for row in rows]
+
+    # What is not ranked counts as one below the last rank.
     depth = 1 + max(hits_QK.shape[1] for hits_QK in hits_of.values())
-    rank_of = {name: np.minimum(ranks_Q, depth) for name, ranks_Q in ranks_of.items()}
-    right_Q = right_passages(task, evaluations[judged], hits_of[judged])
-
-    def case(row: int) -> dict[str, Any]:
-        evaluation, rank = evaluations[judged], int(ranks_of[judged][row])
-        above = zip(evaluation.ranked_ids[row, : rank - 1][:ABOVE], evaluation.ranked_scores[row], strict=False)
-        shown = [name for name in (reference, judged, "bm25") if name in evaluations]
-        return {
-            "query": excerpt(collection.queries[task.query_ids[row]]),
-            "positive": excerpt(collection.passages[right_Q[row]]),
-            "rank": {name: _rank(ranks_of[name][row]) for name in shown if name is not None},
-            METRIC: {
-                name: float(evaluations[name].per_query[METRIC][row])
-                for name in (reference, judged)
-                if name is not None
-            },
-            "above": [
-                {"text": excerpt(collection.passages[passage]), "score": float(score)}
-                for passage, score in above
-                if passage != NO_PASSAGE
-            ],
-        }
-
+    rank_of = {name: np.minimum(ranks_Q, depth) for name, ranks_Q in rankings.ranks_of.items()}
     score_Q = evaluations[judged].per_query[METRIC]
     if reference is None:
-        worst = _first(score_Q, -rank_of[judged], among=score_Q < 1 - _SAME, count=REGRESSIONS)
-        return {"worst": [case(row) for row in worst]}
+        return {"worst": shown(_first(score_Q, -rank_of[judged], among=score_Q < 1 - _SAME, count=REGRESSIONS))}
     rise_Q = score_Q - evaluations[reference].per_query[METRIC]
     climb_Q = rank_of[reference] - rank_of[judged]
     better_Q, worse_Q = rise_Q > _SAME, rise_Q < -_SAME
@@ -81,8 +70,40 @@ def query_cases(
         "better": int(better_Q.sum()),
         "worse": int(worse_Q.sum()),
         "equal": int((~better_Q & ~worse_Q).sum()),
-        "regressions": [case(row) for row in _first(rise_Q, climb_Q, among=worse_Q, count=REGRESSIONS)],
-        "gains": [case(row) for row in _first(-rise_Q, -climb_Q, among=better_Q, count=GAINS)],
+        "regressions": shown(_first(rise_Q, climb_Q, among=worse_Q, count=REGRESSIONS)),
+        "gains": shown(_first(-rise_Q, -climb_Q, among=better_Q, count=GAINS)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rankings:
+    """What cases are read from."""
+
+    evaluations: Mapping[str, Evaluation]
+    ranks_of: Mapping[str, IdArray]
+    """System name to the rank of the first right passage, (Q,)."""
+    right_Q: IdArray
+    """The right passage that the judged system ranks best."""
+    judged: str
+    reference: str | None
+
+
+def _case(collection: Collection, task: RetrievalTask, rankings: _Rankings, row: int) -> dict[str, Any]:
+    """One query as a CASE of `results.json`."""
+    evaluation, rank = rankings.evaluations[rankings.judged], int(rankings.ranks_of[rankings.judged][row])
+    ids, scores = evaluation.ranked_ids[row, : rank - 1][:ABOVE], evaluation.ranked_scores[row]
+    compared = [name for name in (rankings.reference, rankings.judged) if name is not None]
+    ranked = [*compared, "bm25"] if "bm25" in rankings.evaluations else compared
+    return {
+        "query": excerpt(collection.queries[task.query_ids[row]]),
+        "positive": excerpt(collection.passages[rankings.right_Q[row]]),
+        "rank": {name: _rank(rankings.ranks_of[name][row]) for name in dict.fromkeys(ranked)},
+        METRIC: {name: float(rankings.evaluations[name].per_query[METRIC][row]) for name in compared},
+        "above": [
+            {"text": excerpt(collection.passages[passage]), "score": float(score)}
+            for passage, score in zip(ids, scores, strict=False)
+            if passage != NO_PASSAGE
+        ],
     }
 
 

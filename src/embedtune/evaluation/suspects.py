@@ -53,7 +53,8 @@ class _Testimony:
     """What one system has to say about the candidates."""
 
     agrees_Q: BoolArray
-    """Whether it ranks the candidate above the positive."""
+    """Whether it ranks the candidate above the positive, and above what it ranks last: there BM25 has passages
+    that share no word with the query, in the order of their ids."""
     suspicion_Q: FloatArray
 
 
@@ -121,7 +122,10 @@ def _testimony(evaluation: Evaluation, candidates_Q: IdArray, right_Q: IdArray) 
     span_Q = first_Q - last_Q
     gap_Q = candidate_Q - _scores(evaluation, right_ranks_Q)
     margin_Q = np.divide(gap_Q, span_Q, out=np.zeros(len(gap_Q)), where=span_Q > 0)
-    return _Testimony(agrees_Q=ranks_Q < right_ranks_Q, suspicion_Q=confidence_Q + MARGIN_WEIGHT * margin_Q)
+    return _Testimony(
+        agrees_Q=(ranks_Q < right_ranks_Q) & (candidate_Q > last_Q),
+        suspicion_Q=confidence_Q + MARGIN_WEIGHT * margin_Q,
+    )
 
 
 def _scores(evaluation: Evaluation, ranks_Q: IdArray) -> FloatArray:

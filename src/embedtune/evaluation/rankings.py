@@ -6,6 +6,7 @@ Shapes: `Q` queries, `K` ranked passages per query, `J` judged pairs of all quer
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,8 @@ def hits(task: RetrievalTask, evaluation: Evaluation) -> BoolArray:
 
 def first_ranks(hits_QK: BoolArray) -> IdArray:
     """Rank, from 1, of the first passage that answers the query; `NOT_RANKED` if none does: (Q,)."""
-    return np.where(hits_QK.any(axis=1), hits_QK.argmax(axis=1) + 1, NOT_RANKED)
+    ranks_Q: IdArray = np.where(hits_QK.any(axis=1), hits_QK.argmax(axis=1) + 1, NOT_RANKED)
+    return ranks_Q
 
 
 def ranks_of(evaluation: Evaluation, passages_Q: IdArray) -> IdArray:
@@ -61,7 +63,7 @@ def right_passages(task: RetrievalTask, evaluation: Evaluation, hits_QK: BoolArr
     return best_Q
 
 
-def recall_curve(task: RetrievalTask, hits_of: Mapping[str, BoolArray]) -> dict[str, object]:
+def recall_curve(task: RetrievalTask, hits_of: Mapping[str, BoolArray]) -> dict[str, Any]:
     """Mean recall of every system at `RECALL_CUTOFFS`; beyond the depth ranked, that of all ranked."""
     relevant_Q: FloatArray = np.array([len(task.qrels[query]) for query in task.query_ids.tolist()], dtype=np.float64)
     systems = {}

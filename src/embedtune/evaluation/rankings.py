@@ -56,7 +56,7 @@ def ranks_of(evaluation: Evaluation, passages_Q: IdArray) -> IdArray:
 
 def right_passages(task: RetrievalTask, evaluation: Evaluation, hits_QK: BoolArray) -> IdArray:
     """The right passage that a ranking puts first; if it holds none, the one of the highest grade: (Q,)."""
-    best_Q = evaluation.ranked_ids[np.arange(len(hits_QK)), hits_QK.argmax(axis=1)].copy()
+    best_Q: IdArray = evaluation.ranked_ids[np.arange(len(hits_QK)), hits_QK.argmax(axis=1)].copy()
     for row in np.flatnonzero(~hits_QK.any(axis=1)):
         judged = task.qrels[int(task.query_ids[row])]
         best_Q[row] = min(judged, key=lambda passage: (-judged[passage], passage))

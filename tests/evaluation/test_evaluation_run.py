@@ -52,6 +52,7 @@ def test_embeddings_are_ranked_as_collection_ids(collection: Collection) -> None
     evaluation = evaluate_embeddings(task, queries_QE, corpus_DE)
     assert evaluation.query_ids.tolist() == [0, 1]
     assert evaluation.ranked_ids.tolist() == [[4, 1, 3, 0], [0, 1, 3, 4]]
+    assert evaluation.ranked_scores == pytest.approx(np.array([[1.0, 0.6, 0.6, 0.0], [1.0, 0.8, 0.8, 0.0]]))
     assert evaluation.per_query["mrr@10"].tolist() == [0.5, 1.0]
     assert evaluation.means["mrr@10"] == 0.75
     assert evaluation.means["accuracy@1"] == 0.5

@@ -255,6 +255,22 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured beside the test set, and what is made of it."""
+
+    forgetting: tuple[str, ...] = ()
+    """Files that tell what the model forgot, beside the built-in sets: graded pairs of sentences (sentence1, sentence2,
+    score), or questions and passages in the forms of TRAIN."""
+    blend: float | Literal["auto"] = 1.0
+    """Weight of the tuned model in what is saved, from 0 (the base) to 1; auto takes the one recommended on the dev set
+    and the forgetting sets."""
+
+    def __post_init__(self) -> None:
+        in_range = isinstance(self.blend, (int, float)) and not isinstance(self.blend, bool) and 0 <= self.blend <= 1
+        _require(self.blend == "auto" or in_range, "blend", self.blend, "a number from 0 to 1, or auto")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """Where the run goes."""
 
@@ -274,6 +290,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
@@ -288,7 +305,8 @@ Section = TypeVar("Section")
 
 
 def load_toml(path: Path) -> TrainConfig:
-    """Read a TOML file with the sections [data], [model], [adapter], [training] and [output], all optional.
+    """Read a TOML file with the sections [data], [model], [adapter], [training], [evaluation] and [output], all
+    optional.
 
     Raises:
         ConfigError: the file can't be read, or has a section, a key or a value that isn't known.

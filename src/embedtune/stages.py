@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from embedtune.config import ModelConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
@@ -84,11 +85,21 @@ def evaluate(
     encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter | None = None, *, label: str = "evaluation"
 ) -> Evaluation:
     """Embed the task's queries and corpus, search, and score."""
+    return evaluate_embeddings(task, *embed(encoder, task, texts, reporter, label=label))
+
+
+def embed(
+    encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter | None = None, *, label: str = "embedding"
+) -> tuple[Tensor, Tensor]:
+    """The normalised embeddings of the task's queries (Q, E) and of its corpus (D, E), in the task's order.
+
+    More than one thing is measured with them, and making them is what takes the time.
+    """
     reporter = reporter or SilentReporter()
     with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
         queries_QE = encoder.embed_all(texts.queries, task.query_ids, on_progress=advance)
         corpus_DE = encoder.embed_all(texts.passages, task.passage_ids, on_progress=advance)
-    return evaluate_embeddings(task, queries_QE, corpus_DE)
+    return queries_QE, corpus_DE
 
 
 def build_trainer(

@@ -90,8 +90,8 @@ def stored(queries_QE: Tensor, corpus_DE: Tensor, dimensions: int, precision: Pr
 
 
 def _chunks(corpus_DE: Tensor, dimensions: int) -> Iterator[Tensor]:
-    for chunk_CE in corpus_DE.split(_CHUNK):
-        yield _cut_off(chunk_CE, dimensions)
+    for start in range(0, len(corpus_DE), _CHUNK):
+        yield _cut_off(corpus_DE[start : start + _CHUNK], dimensions)
 
 
 def _cut_off(embeddings: Tensor, dimensions: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 Fine-tuning moves the weights along a path on which the models in between work too. A little of the way back often costs
 nothing on the task and returns much of what was forgotten. Weight 0 is the base as it was published, 1 what
-`models.merge.merged_model` makes of the trained encoder, whatever was trained: an adapter of any kind, in 4 bits or not,
-biases, whole modules or all weights. With 4-bit weights the way thus also leads from the quantised weights back to the
-original ones: 0 has no quantisation error, 1 has all of it, unless the adapter is merged into the original.
+`models.merge.merged_model` makes of the trained encoder, whatever was trained: an adapter of any kind, on 4-bit
+weights or others, biases, whole modules or all weights. With 4-bit weights the way back thus also leads from the
+quantised weights to the original ones: 0 has no quantisation error, 1 has all of it, unless the adapter is merged into
+the original.
 """
 
 from __future__ import annotations

@@ -86,12 +86,11 @@ def read_set(source: str, *, name: str) -> GeneralSet:
     score = find_column(names, SCORE_NAMES)
     if first and second and score:
         return _similarity_set(records, (first, second, score), source, name)
-    is_table = bool(names)
-    if is_table and not (find_column(names, ANCHOR_NAMES) and find_column(names, POSITIVE_NAMES)):
+    if names and not (find_column(names, ANCHOR_NAMES) and find_column(names, POSITIVE_NAMES)):
         raise DataError(
-            f"--forgetting {source}: columns found: {listed(names)}. Expected graded pairs of sentences, with columns "
-            f"such as {FIRST_NAMES[0]}, {SECOND_NAMES[0]} and {SCORE_NAMES[0]}, or questions and passages, with columns "
-            f"such as {ANCHOR_NAMES[2]} and {POSITIVE_NAMES[5]}. Rename the columns."
+            f"--forgetting {source}: columns found: {listed(names)}. Expected graded pairs of sentences, as in the "
+            "columns sentence1, sentence2 and score, or questions and passages, as in the columns question and passage. "
+            "Rename the columns."
         )
     return _retrieval_set(source, name)
 

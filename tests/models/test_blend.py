@@ -127,7 +127,7 @@ def test_prompts_changed_after_loading_are_kept(st_folder: Path, load: Load) -> 
 @pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
 def test_weights_beyond_the_ends_are_refused(weight: float, st_folder: Path, load: Load) -> None:
     encoder = load(st_folder)
-    with pytest.raises(ValueError, match="expected a number from 0 .the base. to 1"):
+    with pytest.raises(ValueError, match=r"expected a number from 0 \(the base\) to 1"):
         blended(encoder, weight)
     with pytest.raises(ValueError, match="expected a number from 0"):
         blended_model(encoder, weight)

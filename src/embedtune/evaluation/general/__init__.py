@@ -88,9 +88,8 @@ def read_set(source: str, *, name: str) -> GeneralSet:
         return _similarity_set(records, (first, second, score), source, name)
     if names and not (find_column(names, ANCHOR_NAMES) and find_column(names, POSITIVE_NAMES)):
         raise DataError(
-            f"--forgetting {source}: columns found: {listed(names)}. Expected graded pairs of sentences, as in the "
-            "columns sentence1, sentence2 and score, or questions and passages, as in the columns question and passage. "
-            "Rename the columns."
+            f"--forgetting {source}: columns found: {listed(names)}. Expected graded pairs of sentences, named "
+            "sentence1, sentence2 and score, or questions and passages, named question and passage. Rename the columns."
         )
     return _retrieval_set(source, name)
 

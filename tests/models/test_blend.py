@@ -43,7 +43,7 @@ def trained(name: str, folder: Path, load: Load, adapt: Adapt) -> Encoder:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return encoder
 
 

@@ -11,6 +11,7 @@ from embedtune.config import (
     METRICS,
     AdapterConfig,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     OutputConfig,
     TrainConfig,
@@ -79,6 +80,7 @@ EVERYTHING = TrainConfig(
         keep_last=1,
         dev_corpus=10,
     ),
+    evaluation=EvaluationConfig(forgetting=("sts.csv", "faq.jsonl"), blend="auto"),
     output=OutputConfig(out=Path("runs/a b"), seed=7, resume=True),
 )
 
@@ -137,6 +139,10 @@ def test_what_is_not_given_keeps_its_default() -> None:
         ("[adapter]\ntarget_modules = []", r"--target-modules is empty, expected all-linear or names of modules"),
         ("[adapter]\nmethod = 'full'\nrank = 8", r"--method full .* --rank would have no effect"),
         ("[model]\nmemory = 'low'", r"--memory low is about 4-bit weights, and --method lora has none"),
+        ("[evaluation]\nblend = 1.5", r"--blend is 1.5, expected a number from 0 to 1, or auto"),
+        ("[evaluation]\nblend = 'half'", r"--blend is half, expected a number from 0 to 1, or auto"),
+        ("[evaluation]\nblend = true", r"--blend is True, expected a number from 0 to 1, or auto"),
+        ("[evaluation]\nforgetting = 'sts.csv'", r"\[evaluation\] forgetting: got 'sts.csv', expected"),
         ("[training]\nmetric = 'ndcg@7'", r"--metric is ndcg@7, expected one of accuracy@1"),
         ("[training\n", "not a readable TOML file"),
     ],

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from embedtune.config import ModelConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
@@ -32,6 +34,13 @@ class Texts:
 
     queries: TokenTable
     passages: TokenTable
+
+
+class Embedded(NamedTuple):
+    """Normalised embeddings of a task's queries (Q, E) and of its corpus (D, E), in the task's order."""
+
+    queries_QE: Tensor
+    corpus_DE: Tensor
 
 
 def load(model: ModelConfig, reporter: Reporter, *, four_bit: bool = False, master_weights: bool = False) -> Encoder:
@@ -87,11 +96,25 @@ def evaluate(
 ) -> Evaluation:
     """Embed the task's queries and corpus, search, and score."""
     reporter = reporter or SilentReporter()
+    embedded = embed(encoder, task, texts, reporter, label=label)
+    return search(task, embedded, reporter, label=label)
+
+
+def search(task: RetrievalTask, embedded: Embedded, reporter: Reporter, *, label: str) -> Evaluation:
+    """Search with embeddings that are there already, and score."""
+    with reporter.counting(f"{label}: search", len(task.query_ids)) as advance:
+        return evaluate_embeddings(task, *embedded, on_progress=advance)
+
+
+def embed(
+    encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter | None = None, *, label: str = "embedding"
+) -> Embedded:
+    """The task's queries and its corpus; more than one thing is measured with them, and making them takes the time."""
+    reporter = reporter or SilentReporter()
     with reporter.counting(label, len(task.query_ids) + len(task.passage_ids)) as advance:
         queries_QE = encoder.embed_all(texts.queries, task.query_ids, on_progress=advance)
         corpus_DE = encoder.embed_all(texts.passages, task.passage_ids, on_progress=advance)
-    with reporter.counting(f"{label}: search", len(task.query_ids)) as advance:
-        return evaluate_embeddings(task, queries_QE, corpus_DE, on_progress=advance)
+    return Embedded(queries_QE, corpus_DE)
 
 
 def evaluate_bm25(task: RetrievalTask, collection: Collection, reporter: Reporter | None = None) -> Evaluation:

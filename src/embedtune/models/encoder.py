@@ -126,9 +126,13 @@ class Encoder(SentenceTransformer):
             self.autocast_dtype = self.backbone.dtype
             self.backbone.to(torch.float32)  # type: ignore[arg-type]  # transformers' wrapper hides the overloads
 
-    def prompt(self, role: Role) -> str:
-        """The text that the model wants before a query or a passage; empty if it has none."""
-        return (self.prompts or {}).get("query" if role == "query" else "document") or ""
+    def prompt(self, role: Role | None) -> str:
+        """The text that the model wants before a query or a passage; empty if it has none.
+
+        Without a role it is the default prompt, as `encode` takes it; most models have none.
+        """
+        name = {"query": "query", "passage": "document", None: self.default_prompt_name}[role]
+        return (self.prompts or {}).get(name or "") or ""
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for the adapters alone: the base's own dropout stays off.
@@ -156,8 +160,8 @@ class Encoder(SentenceTransformer):
         """The former name of `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable()
 
-    def token_table(self, texts: Sequence[str], role: Role) -> TokenTable:
-        """Token ids of the texts, with the role's prompt before each."""
+    def token_table(self, texts: Sequence[str], role: Role | None) -> TokenTable:
+        """Token ids of the texts, with the role's prompt, or that of texts without one, before each."""
         tokenizer: Any = self.tokenizer
         return tokenize(
             texts,

@@ -58,7 +58,7 @@ def merged_model(encoder: Encoder, *, into_original: bool = False) -> SentenceTr
         # Whatever else was unfrozen, such as the embeddings.
         own = {name: tensor for name, tensor in trained_tensors(encoder).items() if name in merged.state_dict()}
         merged.load_state_dict(own, strict=False)
-    _take_over_settings(encoder, merged)
+    take_over_settings(encoder, merged)
     merged.to(dtype)
     return merged
 
@@ -75,13 +75,13 @@ def trained_tensors(encoder: Encoder) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in encoder.named_parameters() if parameter.requires_grad}
 
 
-def _take_over_settings(encoder: Encoder, merged: SentenceTransformer) -> None:
+def take_over_settings(encoder: Encoder, model: SentenceTransformer) -> None:
     """What may have been changed since loading: how texts are read, and the modules behind the backbone."""
-    merged[0].processor = encoder[0].processor
+    model[0].processor = encoder[0].processor
     for name in ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim"):
-        setattr(merged, name, getattr(encoder, name))
-    del merged[1:]
-    merged.extend(deepcopy(module).cpu() for module in list(encoder)[1:])
+        setattr(model, name, getattr(encoder, name))
+    del model[1:]
+    model.extend(deepcopy(module).cpu() for module in list(encoder)[1:])
 
 
 def _write_out_quantised(encoder: Encoder, backbone: nn.Module) -> None:

@@ -1,0 +1,107 @@
+"""How much of the fine-tuning to keep: the models between base and tuned, measured on dev and on what may be forgotten.
+
+Shapes: `Q` dev queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from embedtune.evaluation.forgetting import mean_score, measure
+from embedtune.evaluation.general import GeneralSet
+from embedtune.evaluation.metrics import FloatArray
+from embedtune.evaluation.run import Evaluation
+from embedtune.evaluation.stats import paired_difference
+from embedtune.models.blend import blends
+from embedtune.models.encoder import Encoder
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+KEPT_GAIN = 0.9
+"""Share of the best gain on dev that the recommended weight has, whatever is within noise of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendPoint:
+    """What the model of one weight reached."""
+
+    weight: float
+    """0 is the base, 1 the tuned model."""
+    dev_Q: FloatArray
+    """The dev metric, query by query."""
+    forgetting: float
+    """Mean score on the forgetting sets; higher is better."""
+
+    @property
+    def dev(self) -> float:
+        return float(self.dev_Q.mean())
+
+
+def blend_curve(
+    encoder: Encoder,
+    evaluate_dev: Callable[[Encoder], Evaluation],
+    sets: Sequence[GeneralSet],
+    *,
+    metric: str,
+    weights: Sequence[float] = WEIGHTS,
+    into_original: bool = False,
+    on_done: Callable[[int], None] | None = None,
+) -> list[BlendPoint]:
+    """Measure the models between base and tuned, one after another. The test set has no part in it.
+
+    Args:
+        encoder: The trained one.
+        evaluate_dev: Evaluates an encoder on the dev set.
+        sets: What may be forgotten, from `general_sets`.
+        metric: Of the dev set.
+        weights: Which models; ascending.
+        into_original: As in `models.merge.merged_model`.
+        on_done: Called with 1 after each weight.
+    """
+    points = []
+    for weight, blend in blends(encoder, weights, into_original=into_original):
+        dev_Q = evaluate_dev(blend).per_query[metric]
+        points.append(BlendPoint(weight=weight, dev_Q=dev_Q, forgetting=mean_score(measure(blend, sets))))
+        if on_done is not None:
+            on_done(1)
+    return points
+
+
+def recommend(points: Sequence[BlendPoint], *, seed: int) -> float:
+    """The weight to keep, by dev and forgetting sets alone.
+
+    Of all weights that
+
+    - are within noise of the one with the best dev metric: the 95 % interval of the paired difference reaches 0, and
+    - keep at least `KEPT_GAIN` of its gain over the lowest weight, so that a dev set too small to tell anything apart
+      does not hand back the base,
+
+    the one with the best mean score on the forgetting sets; of equal ones that with the better dev metric, then the
+    higher weight.
+
+    Args:
+        points: Measured on the same dev queries; the lowest weight is the one that gains are counted from.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: There are no points.
+    """
+    if not points:
+        raise ValueError("got no points, expected at least one")
+    base = min(points, key=lambda point: point.weight)
+    best = max(points, key=lambda point: (point.dev, point.weight))
+    enough = base.dev + KEPT_GAIN * (best.dev - base.dev)
+    fit = [point for point in points if point is best or (point.dev >= enough and _within_noise(point, best, seed))]
+    return max(fit, key=lambda point: (point.forgetting, point.dev, point.weight)).weight
+
+
+def blend_facts(points: Sequence[BlendPoint], *, metric: str, used: float, seed: int) -> dict[str, Any]:
+    """For the results: the curve, the recommended weight, and the one of the model that was saved."""
+    curve = [{"weight": point.weight, "dev": point.dev, "forgetting": point.forgetting} for point in points]
+    return {"metric": metric, "points": curve, "recommended": recommend(points, seed=seed), "used": used}
+
+
+def _within_noise(point: BlendPoint, best: BlendPoint, seed: int) -> bool:
+    low, high = paired_difference(best.dev_Q, point.dev_Q, seed=seed).ci95
+    return low <= 0 <= high

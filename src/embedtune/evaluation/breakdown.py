@@ -13,7 +13,7 @@ import numpy as np
 
 from embedtune.data.collection import Collection, IdArray
 from embedtune.evaluation.metrics import FloatArray
-from embedtune.evaluation.run import Evaluation, RetrievalTask
+from embedtune.evaluation.run import Evaluation, RetrievalTask, task_groups
 from embedtune.evaluation.stats import paired_difference
 from embedtune.retrieval.bm25 import tokenise
 
@@ -50,11 +50,11 @@ def breakdown(
         reference: the system that "delta" is measured from; without one there is no "delta".
         seed: of the resampling.
     """
-    values = _properties(collection, task)
+    values, groups_Q = _properties(collection, task), task_groups(task)
     return [
         {"by": name, "bins": bins}
         for name, label in (("query_length", _words), ("passage_length", _words), ("overlap", _share))
-        if (bins := _bins(values[name], label, evaluations, judged=judged, reference=reference, seed=seed))
+        if (bins := _bins(values[name], label, evaluations, groups_Q, judged=judged, reference=reference, seed=seed))
     ]
 
 
@@ -62,6 +62,7 @@ def _bins(
     values_Q: IdArray,
     label: Callable[[int | None, int | None], str],
     evaluations: Mapping[str, Evaluation],
+    groups_Q: IdArray,
     *,
     judged: str,
     reference: str | None,
@@ -81,13 +82,13 @@ def _bins(
             "systems": {name: float(scores_Q.mean()) for name, scores_Q in scores.items()},
         }
         if reference is not None:
-            entry["delta"] = _difference(scores[reference], scores[judged], seed=seed)
+            entry["delta"] = _difference(scores[reference], scores[judged], groups_Q[inside_Q], seed=seed)
         bins.append(entry)
     return bins
 
 
-def _difference(reference_Q: FloatArray, judged_Q: FloatArray, *, seed: int) -> dict[str, Any]:
-    difference = paired_difference(reference_Q, judged_Q, seed=seed)
+def _difference(reference_Q: FloatArray, judged_Q: FloatArray, groups_Q: IdArray, *, seed: int) -> dict[str, Any]:
+    difference = paired_difference(reference_Q, judged_Q, seed=seed, groups_Q=groups_Q)
     return {**asdict(difference), "ci95": list(difference.ci95)}
 
 

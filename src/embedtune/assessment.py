@@ -1,0 +1,133 @@
+"""What the held-out questions say of a model: beside what, where it helps and hurts, what it costs.
+
+`examine` measures one model; `assess` puts two of them, BM25 and others side by side. A training run and
+`embedtune eval` share both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedtune import stages
+from embedtune.data.collection import Collection
+from embedtune.evaluation.analysis import analyse
+from embedtune.evaluation.forgetting import SetScores, forgetting_facts, measure, texts_in
+from embedtune.evaluation.general import GeneralSet
+from embedtune.evaluation.neighbours import Neighbours, nearest_passages, neighbour_facts
+from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_hybrid, task_groups
+from embedtune.evaluation.sizes import quality_by_size, variants
+from embedtune.evaluation.stats import Difference
+from embedtune.evaluation.suspects import Suspect
+from embedtune.models.encoder import Encoder
+from embedtune.progress import Reporter
+from embedtune.report.results import comparisons
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """One model on one task, and beside it."""
+
+    evaluation: Evaluation
+    general: list[SetScores]
+    """What it reached on the sets that tell what a model forgets."""
+    neighbours: Neighbours | None
+    """Of some passages; None if there is one passage only."""
+    sizes: list[dict[str, Any]]
+    """Quality of shorter and coarser vectors, as in `results.json`; empty if not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What goes into `results.json`, and the suspects, which get a file of their own."""
+
+    evaluations: dict[str, Evaluation]
+    """By system, in the order shown."""
+    delta: dict[str, Difference]
+    """Judged minus reference, by metric; empty without a reference."""
+    sections: dict[str, Any]
+    suspects: list[Suspect] = field(default_factory=list)
+
+
+def examine(
+    encoder: Encoder,
+    task: RetrievalTask,
+    texts: stages.Texts,
+    sets: Sequence[GeneralSet],
+    reporter: Reporter,
+    *,
+    label: str,
+    seed: int,
+    sizes: bool = False,
+) -> Examination:
+    """Measure a model on the test set and on general sets, with embeddings made once.
+
+    Args:
+        encoder: the model.
+        task: the test questions and the corpus.
+        texts: theirs, as this model's tokens.
+        sets: from `general_sets`.
+        reporter: is told how it goes.
+        label: what the model is called there.
+        seed: of the sample of passages whose neighbours are looked up.
+        sizes: whether to try smaller vectors too.
+    """
+    embedded = stages.embed(encoder, task, texts, reporter, label=label)
+    evaluation = stages.search(task, embedded, reporter, label=label)
+    with reporter.counting(f"{label}: general sets", texts_in(sets)) as advance:
+        general = measure(encoder, sets, on_progress=advance)
+    smaller: list[dict[str, Any]] = []
+    if sizes:
+        tried = variants(embedded.queries_QE.shape[1])
+        with reporter.counting(f"{label}: smaller vectors", len(tried)) as advance:
+            smaller = quality_by_size(task, *embedded, on_done=advance)
+    neighbours = nearest_passages(embedded.corpus_DE, seed=seed) if len(embedded.corpus_DE) > 1 else None
+    return Examination(evaluation=evaluation, general=general, neighbours=neighbours, sizes=smaller)
+
+
+def assess(
+    collection: Collection,
+    task: RetrievalTask,
+    models: Mapping[str, Examination],
+    *,
+    bm25: Evaluation,
+    further: Mapping[str, Evaluation],
+    seed: int,
+) -> Assessment:
+    """Everything that is said of a model on held-out questions.
+
+    Args:
+        collection: the texts.
+        task: the test questions and the corpus.
+        models: by the key that they have in `results.json`: the reference, if there is one, and then the judged model.
+        bm25: word search on the task.
+        further: other models on the task, by name.
+        seed: of the resampling.
+    """
+    *references, judged = models
+    reference = references[0] if references else None
+    subject, groups_Q = models[judged].evaluation, task_groups(task)
+    beside = {"bm25": bm25, "hybrid": evaluate_hybrid(task, subject, bm25)}
+    evaluations = {name: model.evaluation for name, model in models.items()} | beside
+    analysis, suspects = analyse(collection, task, evaluations, judged=judged, reference=reference, seed=seed)
+    delta = {}
+    if reference is not None:
+        delta = compare(models[reference].evaluation, subject, seed=seed, groups_Q=groups_Q)
+        analysis["forgetting"] = _cost(models[reference], models[judged], seed=seed)
+    if models[judged].sizes:
+        analysis["sizes"] = models[judged].sizes
+    return Assessment(
+        evaluations=evaluations,
+        delta=delta,
+        sections={**comparisons(subject, beside, further, groups_Q=groups_Q, seed=seed), **analysis},
+        suspects=suspects,
+    )
+
+
+def _cost(reference: Examination, judged: Examination, *, seed: int) -> dict[str, Any]:
+    """What the judged model does otherwise than the reference where nobody asked it to."""
+    facts: dict[str, Any] = {"sets": forgetting_facts(reference.general, judged.general, seed=seed)}
+    if reference.neighbours is not None and judged.neighbours is not None:
+        facts["neighbours"] = neighbour_facts(reference.neighbours, judged.neighbours)
+    return facts

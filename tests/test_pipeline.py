@@ -94,6 +94,10 @@ def test_leaves_the_folder_of_the_contract(config: TrainConfig) -> None:
         results["tuned"]["ndcg@10"] - results["base"]["ndcg@10"]
     )
     assert results["data"]["train_pairs"] == len((out / "splits" / "train.jsonl").read_text().splitlines())
+    assert results["data"]["near_duplicates"] == {"threshold": 0.6, "passages": 0, "groups": 0}
+    assert results["data"]["leaks"] == {"pairs": 0, "near_duplicates": 0, "test_passages": 0, "test_queries": 0}
+    assert results["data"]["lengths"]["limit"] >= results["data"]["lengths"]["passages"]["max"] > 2
+    assert results["data"]["truncated_passages"] == 0
     assert results["train"]["steps"] == 6
     assert results["train"]["pairs"] == pytest.approx(6 * 16, abs=12)
     assert results["train"]["trainable_parameters"] < results["train"]["total_parameters"]
@@ -324,7 +328,7 @@ def test_given_test_file_loses_its_leaks_from_train(config: TrainConfig, pairs_f
     lines = pairs_file.read_text().splitlines()
     test.write_text("\n".join(lines[:10]) + "\n")
     results = train(replace(config, data=replace(config.data, test=str(test))))
-    assert results["data"]["dropped"]["leaked_pairs"] == 10
+    assert results["data"]["dropped"]["leaked_pairs"] == results["data"]["leaks"]["pairs"] == 10
     assert results["data"]["test_queries"] == 10
     assert results["data"]["corpus_passages"] == 50
 

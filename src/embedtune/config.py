@@ -61,11 +61,18 @@ class DataConfig:
     """Share of the remaining pairs split off to choose the checkpoint, between 0 and 1."""
     max_dev_pairs: int = 400
     """Most pairs that the split-off dev set takes from training."""
+    near_duplicates: float = 0.6
+    """Share of the shorter passage's five-word runs from which two passages count as one in splitting, up to 1; with 0
+    only the same text does."""
+    labels: str | None = None
+    """The `suspects.jsonl` of a run with its "label" filled in: also, instead or no."""
 
     def __post_init__(self) -> None:
         _require(0 < self.test_fraction < 1, "test-fraction", self.test_fraction, "a number between 0 and 1")
         _require(0 < self.dev_fraction < 1, "dev-fraction", self.dev_fraction, "a number between 0 and 1")
         _require(self.max_dev_pairs >= 2, "max-dev-pairs", self.max_dev_pairs, "2 or more pairs")
+        expected = "0 (off) or a number up to 1"
+        _require(0 <= self.near_duplicates <= 1, "near-duplicates", self.near_duplicates, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from embedtune import stages
 from embedtune.config import DataConfig, ModelConfig
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection
+from embedtune.data.labels import apply_labels, read_labels
 from embedtune.data.read import Columns, read, read_passages
 from embedtune.errors import OutputError
 from embedtune.evaluation.run import RetrievalTask, compare, evaluate_hybrid, retrieval_task, task_groups
@@ -33,7 +34,7 @@ def evaluate_models(
 
     Args:
         model: `base` is the model to measure.
-        data: `test` and `corpus`; the corpus searched is the passages of both.
+        data: `test`, `corpus` and `labels`; the corpus searched is the passages of the first two.
         against: hub ids or folders of further models; differences are model minus further, "delta" that to the first.
         out: JSON file to write the results to.
         seed: of the resampling.
@@ -81,6 +82,8 @@ def _test_collection(data: DataConfig) -> tuple[Collection, RetrievalTask, dict[
     test = builder.add(read(data.test, columns=columns, split="test"))
     if data.corpus is not None:
         test.dropped.update(builder.add_passages(read_passages(data.corpus)))
+    if data.labels is not None:
+        apply_labels(read_labels(data.labels), builder.collection)
     collection = builder.finish()
     task = retrieval_task(collection, test.pairs.query_ids, np.arange(len(collection.passages)))
     return collection, task, dict(test.dropped)

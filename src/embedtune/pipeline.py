@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from embedtune import stages
 from embedtune.config import TrainConfig, load_toml, to_toml
 from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits, prepare, write_splits
+from embedtune.data.tokens import length_statistics
 from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_hybrid, task_groups
 from embedtune.export.run_folder import RunFolder, write_json, write_text
 from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
@@ -101,7 +102,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         delta=compare(base, tuned, seed=seed, groups_Q=groups_Q),
         **comparisons(tuned, {"bm25": bm25, "hybrid": hybrid}, further, groups_Q=groups_Q, seed=seed),
         method=config.adapter.method,
-        data=_data_facts(splits, test),
+        data=_data_facts(splits, test, texts, encoder.max_length),
         train=_train_facts(progress, plan, config.training.metric, encoder),
         environment=environment(encoder.device, encoder.source.precision),
         **quantization,
@@ -116,7 +117,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
     """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run."""
     training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps, lr=plan.lr)
-    sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus")}
+    sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus", "labels")}
     return replace(
         config,
         data=replace(config.data, **sources),
@@ -144,6 +145,8 @@ def _absolute(source: str | None) -> Any:
 def _report_splits(splits: Splits, reporter: Reporter) -> None:
     for note in splits.notes:
         reporter.note(note)
+    for warning in splits.warnings:
+        reporter.warn(warning)
     reporter.note(
         f"{len(splits.train):,} pairs to train on, {len(splits.dev):,} to choose the checkpoint on, "
         f"{len(splits.test):,} to test on; {len(splits.collection.passages):,} distinct passages"
@@ -237,7 +240,8 @@ def _write_cards(results: dict[str, Any], config: TrainConfig, encoder: Encoder,
             write_text(place / "README.md", model_card(results, config, model, base=base, part=part))
 
 
-def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:
+def _data_facts(splits: Splits, test: RetrievalTask, texts: stages.Texts, max_length: int) -> dict[str, Any]:
+    near = splits.near_duplicates
     return {
         "train_pairs": len(splits.train),
         "dev_pairs": len(splits.dev),
@@ -245,6 +249,15 @@ def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:
         "test_queries": len(test.query_ids),
         "corpus_passages": len(test.passage_ids),
         "dropped": splits.dropped,
+        "leaks": asdict(splits.leaks),
+        "lengths": {
+            "unit": "tokens",
+            "limit": max_length,
+            "queries": length_statistics(texts.queries),
+            "passages": length_statistics(texts.passages),
+        },
+        "truncated_passages": texts.passages.truncated,
+        **({"near_duplicates": near.facts()} if near is not None else {}),
     }
 
 

@@ -165,6 +165,20 @@ def test_eval_of_one_model_has_no_difference(pairs: Path, bare_folder: Path, tmp
     assert json.loads(out.read_text())["delta"] == {}
 
 
+def test_eval_heeds_labels(pairs: Path, bare_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels, out = tmp_path / "suspects.jsonl", tmp_path / "results.json"
+    label = {"query": "ba0 dor?", "positive": "kefin 0 ligal 0", "candidate": "kefin 39 ligal 273", "label": "also"}
+    labels.write_text(json.dumps(label) + "\n")
+    command = ["eval", str(bare_folder), "--test", str(pairs), "--out", str(out)]
+    assert main(command) == 0
+    before = json.loads(out.read_text())["model"]["map@100"]
+    assert main([*command, "--labels", str(labels)]) == 0
+    assert json.loads(out.read_text())["model"]["map@100"] != before
+    labels.write_text(json.dumps({**label, "candidate": "not in the file"}) + "\n")
+    assert main([*command, "--labels", str(labels)]) == 2
+    assert "suspects.jsonl:1: the candidate 'not in the file' is not in the data" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 def test_encode_writes_what_sentence_transformers_gives(st_folder: Path, tmp_path: Path, suffix: str) -> None:
     from sentence_transformers import SentenceTransformer

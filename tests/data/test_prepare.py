@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedtune.config import DataConfig
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.prepare import Splits, prepare, write_splits
 from embedtune.data.read import read
+from embedtune.data.split import Leaks
 from embedtune.errors import ConfigError, DataError
 
 Link = tuple[str, str]
@@ -49,7 +51,7 @@ def test_one_file_is_split_by_passage(tmp_path: Path) -> None:
     assert len(splits.train) + len(splits.dev) + len(splits.test) == 400
     assert 40 <= len(splits.test) <= 42
     assert 36 <= len(splits.dev) <= 38
-    assert splits.dropped == {"duplicate_pairs": 0, "leaked_pairs": 0}
+    assert splits.dropped == {"duplicate_pairs": 0, "leaked_pairs": 0, "near_duplicate_pairs": 0}
     assert f"train: 400 pairs from {source} (questions: 'anchor', passages: 'positive')" in splits.notes
     assert f"test: {len(splits.test)} pairs cut off by passage (seed 0)" in splits.notes
     again, other = prepare(DataConfig(train=source), seed=0), prepare(DataConfig(train=source), seed=1)
@@ -81,10 +83,15 @@ def test_leaks_are_dropped_from_training_and_counted(tmp_path: Path) -> None:
     splits = prepare(config, seed=0)
     assert_nothing_shared(splits)
     assert texts(splits.test, splits.collection) == test
-    # Gone: question 0, both questions of passage 5, question 30; "Passage  4" is not "passage 4".
-    assert splits.dropped["leaked_pairs"] == 4
-    kept = texts(splits.train, splits.collection)
-    assert kept == [link for link in links_of(100) if link[0] not in {f"question {row}" for row in (0, 10, 11, 30)}]
+    # Gone: question 0, both of passage 5, question 30; questions 1 and 31, whose passages answer 0 and 30; and
+    # both of passage 4, which is nearly "Passage  4".
+    assert (splits.dropped["leaked_pairs"], splits.dropped["near_duplicate_pairs"]) == (6, 2)
+    gone = {f"question {row}" for row in (0, 1, 8, 9, 10, 11, 30, 31)}
+    assert texts(splits.train, splits.collection) == [link for link in links_of(100) if link[0] not in gone]
+    assert splits.warnings == (
+        "1 of the 3 test passages and 1 of the 3 test questions are also in the training data; left out of training: "
+        "6 pairs with held-out questions or passages, 2 with near-duplicates of held-out passages",
+    )
 
 
 def test_a_dev_split_cut_off_does_not_leak_into_a_given_test_file(tmp_path: Path) -> None:
@@ -170,7 +177,7 @@ def test_what_is_dropped_is_counted_over_all_files(tmp_path: Path) -> None:
         test=write(tmp_path / "test.jsonl", [*links_of(10, start=1000), ("question 1000", "passage 500")]),
     )
     splits = prepare(config, seed=0)
-    assert splits.dropped == {"duplicate_pairs": 2, "leaked_pairs": 0, "empty_anchor": 1}
+    assert splits.dropped == {"duplicate_pairs": 2, "leaked_pairs": 0, "near_duplicate_pairs": 0, "empty_anchor": 1}
 
 
 def test_a_question_is_answered_by_its_passages_in_all_files(tmp_path: Path) -> None:
@@ -207,3 +214,83 @@ def test_saved_splits_are_the_splits(tmp_path: Path) -> None:
         assert after.row_ids == before.row_ids
         assert texts(after, again.collection) == texts(before, splits.collection)
     assert read(given["train"]).rows[0].negatives == ("a wrong passage",)
+
+
+def story(number: int) -> list[str]:
+    return [f"word{word}" for word in np.random.default_rng(number).integers(0, 5_000, 60)]
+
+
+def chunks_of(count: int) -> list[Link]:
+    """Two questions to a story, each about a chunk of it that overlaps with the other's."""
+    parts = [" ".join(story(row // 2)[10 * (row % 2) :][:50]) for row in range(count)]
+    return [(f"question {row}", part) for row, part in enumerate(parts)]
+
+
+def test_overlapping_chunks_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", chunks_of(200))
+    splits = prepare(DataConfig(train=source), seed=0)
+    sides = [{int(query.split()[1]) // 2 for query, _ in texts(part, splits.collection)} for part in parts_of(splits)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 100
+    assert splits.near_duplicates is not None
+    assert (splits.near_duplicates.passages, splits.near_duplicates.groups) == (200, 100)
+    assert any("near-duplicates: 200 of 200 passages, in 100 groups" in note for note in splits.notes)
+    assert len(splits.collection.passages) == 200
+
+    apart = prepare(DataConfig(train=source, near_duplicates=0), seed=0)
+    crossing = [{int(query.split()[1]) // 2 for query, _ in texts(part, apart.collection)} for part in parts_of(apart)]
+    assert crossing[0] & crossing[2]
+    assert apart.near_duplicates is None
+
+
+def parts_of(splits: Splits) -> tuple[Pairs, Pairs, Pairs]:
+    return splits.train, splits.dev, splits.test
+
+
+def test_training_passages_that_overlap_with_test_passages_are_left_out(tmp_path: Path) -> None:
+    links = chunks_of(200)
+    train, test = links[:60] + links[60::2], links[61:101:2]
+    config = DataConfig(train=write(tmp_path / "train.jsonl", train), test=write(tmp_path / "test.jsonl", test))
+    splits = prepare(config, seed=0)
+    assert len(splits.train) + len(splits.dev) == len(train) - 20
+    assert (splits.dropped["leaked_pairs"], splits.dropped["near_duplicate_pairs"]) == (0, 20)
+    assert splits.leaks == Leaks(near_duplicates=20)
+    assert splits.warnings == (
+        "left out of training: 0 pairs with held-out questions or passages, 20 with near-duplicates of held-out "
+        "passages",
+    )
+    assert texts(splits.test, splits.collection) == test
+    query = splits.collection.queries.index("question 61")
+    assert len(splits.collection.qrels[query]) == 1
+
+
+def test_passages_that_all_hang_together_are_split_with_a_warning(tmp_path: Path) -> None:
+    template = story(0)
+    source = write(tmp_path / "pairs.jsonl", [(f"q{row}", " ".join([*template, str(row)])) for row in range(60)])
+    splits = prepare(DataConfig(train=source), seed=0)
+    assert len(splits.test) == 6
+    assert "most passages hang together through near-duplicates" in splits.warnings[0]
+
+
+def test_labels_are_heeded_and_leave_the_split_where_it_was(tmp_path: Path) -> None:
+    source = write(tmp_path / "pairs.jsonl", links_of(100))
+    before = prepare(DataConfig(train=source), seed=0)
+    test, train = (texts(pairs, before.collection) for pairs in (before.test, before.train))
+    (query, positive), (second, its_positive) = test[0], next(link for link in test if link[1] != test[0][1])
+    one, other = train[0][1], train[-1][1]
+    labels = tmp_path / "suspects.jsonl"
+    also = {"query": query, "positive": positive, "candidate": one, "label": "also"}
+    instead = {"query": second, "positive": its_positive, "candidate": other, "label": "instead"}
+    labels.write_text(f"{json.dumps(also)}\n{json.dumps(instead)}\n")
+    splits = prepare(DataConfig(train=source, labels=str(labels)), seed=0)
+    collection = splits.collection
+    assert splits.test.row_ids == before.test.row_ids
+    answers = {
+        text: {collection.passages[passage] for passage in collection.qrels[collection.queries.index(text)]}
+        for text in (query, second)
+    }
+    assert answers == {query: {positive, one}, second: {other}}
+    assert (second, other) in texts(splits.test, collection)
+    # What now answers a test question is no longer trained on.
+    assert not {one, other} & {passage for _, passage in texts(splits.train, collection)}
+    left_out = len(before.train) + len(before.dev) - len(splits.train) - len(splits.dev)
+    assert splits.dropped["leaked_pairs"] == left_out > 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Pairs
 from embedtune.data.read import read
-from embedtune.data.split import connected_groups, drop_leaks, split_by_passage, write_pairs
+from embedtune.data.split import Leaks, connected_groups, drop_leaks, split_by_passage, write_pairs
 from embedtune.data.table import Row, Table
 from embedtune.errors import ConfigError, DataError, OutputError
 
@@ -62,7 +62,7 @@ def test_split_keeps_all_rows_and_shares_nothing(links: list[tuple[int, int]], f
     assert len(held_out) > 0
     assert not set(rest.query_ids.tolist()) & set(held_out.query_ids.tolist())
     assert not set(rest.passage_ids.tolist()) & set(held_out.passage_ids.tolist())
-    assert drop_leaks(rest, held_out)[1] == 0
+    assert drop_leaks(rest, held_out)[1] == Leaks()
     again = split_by_passage(pairs, fraction=fraction, seed=seed)
     assert (again[0].row_ids, again[1].row_ids) == (rest.row_ids, held_out.row_ids)
 
@@ -104,14 +104,40 @@ def test_fraction_out_of_range(fraction: float) -> None:
 def test_leaks_are_dropped_over_all_held_out_rows() -> None:
     train = pairs_of([(0, 0), (1, 1), (2, 2), (3, 3)])
     test, dev = pairs_of([(9, 0), (1, 8)]), pairs_of([(2, 7)])
-    kept, dropped = drop_leaks(train, test, dev)
-    assert (rows_of(kept), dropped) == ([3], 3)
-    assert drop_leaks(train)[1] == 0
+    kept, leaks = drop_leaks(train, test, dev)
+    assert rows_of(kept) == [3]
+    assert leaks == Leaks(pairs=3, test_passages=1, test_queries=1)
+    assert drop_leaks(train)[1] == Leaks()
+
+
+def test_near_duplicates_are_leaks_of_their_own_kind() -> None:
+    train, test = pairs_of([(0, 0), (1, 1), (2, 2), (3, 3)]), pairs_of([(9, 8), (1, 7)])
+    leaders_D = np.arange(9)
+    leaders_D[8] = 0  # a near-duplicate of what row 0 is trained on; row 1's question is tested
+    kept, leaks = drop_leaks(train, test, leaders_D=leaders_D)
+    assert rows_of(kept) == [2, 3]
+    assert leaks == Leaks(pairs=1, near_duplicates=1, test_queries=1)
+
+
+def test_a_passage_that_answers_a_test_question_is_held_out_whichever_row_it_comes_from() -> None:
+    train, test = pairs_of([(0, 5), (1, 5), (2, 6)]), pairs_of([(0, 4)])
+    kept, leaks = drop_leaks(train, test, qrels={0: {4: 1.0, 5: 1.0}, 1: {5: 1.0}, 2: {6: 1.0}})
+    assert rows_of(kept) == [2]
+    assert leaks.pairs == 2
+
+
+def test_near_duplicates_stay_on_one_side() -> None:
+    pairs = pairs_of([(row, row) for row in range(40)])
+    leaders_D = np.arange(40) // 2 * 2
+    groups = connected_groups(pairs, leaders_D)
+    assert groups.tolist() == (np.arange(40) // 2).tolist()
+    rest, held_out = split_by_passage(pairs, fraction=0.2, seed=0, leaders_D=leaders_D)
+    assert not set(leaders_D[rest.passage_ids]) & set(leaders_D[held_out.passage_ids])
 
 
 def test_hard_negatives_may_be_test_passages() -> None:
     train = Pairs(query_ids=np.array([0]), passage_ids=np.array([0]), negative_ids=((5,),), row_ids=("r0",))
-    assert drop_leaks(train, pairs_of([(1, 5)]))[1] == 0
+    assert drop_leaks(train, pairs_of([(1, 5)]))[1] == Leaks()
 
 
 def test_written_pairs_are_read_back(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import embedtune.data.tokens
-from embedtune.data.tokens import TokenTable, tokenize
+from embedtune.data.tokens import TokenTable, length_statistics, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,9 @@ def test_no_texts(tokenizer: Any) -> None:
     table = table_of([], tokenizer)
     assert len(table) == 0
     assert table.lengths_N.tolist() == []
+
+
+def test_length_statistics() -> None:
+    lengths = np.arange(1, 102)
+    table = TokenTable(np.zeros(lengths.sum(), dtype=np.int32), np.concatenate([[0], np.cumsum(lengths)]), truncated=0)
+    assert length_statistics(table) == {"median": 51.0, "p95": 96.0, "max": 101}

@@ -23,6 +23,8 @@ class EvalOptions:
     """Question/passage pairs, in any form that `train` reads."""
     corpus: str | None = None
     """Further passages to search in."""
+    labels: str | None = None
+    """The `suspects.jsonl` of a run with its "label" filled in: also, instead or no."""
     against: tuple[str, ...] = ()
     """Further models, to compare with on the same questions and passages; the differences shown are to the first."""
     out: Path | None = None
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         DataConfig(
             test=options.test,
             corpus=options.corpus,
+            labels=options.labels,
             anchor_column=options.anchor_column,
             positive_column=options.positive_column,
         ),

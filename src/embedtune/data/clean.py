@@ -243,7 +243,8 @@ def check_trainable(pairs: Pairs, collection: Collection, source: str) -> None:
     if len(pairs) == 0:
         raise DataError(
             f"'{source}': no rows are left to train on. If its questions or passages are those of the test "
-            f"file, give other rows to train on, or leave out --test to have a test split cut."
+            f"file, give other rows to train on, or leave out --test to have a test split cut. If they only resemble "
+            f"them, type:  --near-duplicates 0"
         )
     passages = set(pairs.passage_ids.tolist()).union(*pairs.negative_ids)
     if len(passages) < 2:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from embedtune.config import DataConfig
 from embedtune.data.clean import CleanRows, CollectionBuilder, check_trainable
 from embedtune.data.collection import Collection, Pairs
+from embedtune.data.labels import apply_labels, read_labels, relabelled
+from embedtune.data.near import NearDuplicates, find_near_duplicates
 from embedtune.data.read import Columns, Split, available_splits, read, read_passages
-from embedtune.data.split import drop_leaks, split_by_passage, write_pairs
+from embedtune.data.split import Leaks, drop_leaks, split_by_passage, write_pairs
 from embedtune.errors import ConfigError, DataError
 
 
@@ -26,49 +30,70 @@ class Splits:
     """Reason to number of rows, negatives or passages that were not used, over all files."""
     notes: tuple[str, ...] = field(default=())
     """What was recognised and derived, a sentence each, to print."""
+    warnings: tuple[str, ...] = field(default=())
+    """What the user should look at, likewise."""
+    leaks: Leaks = field(default=Leaks())
+    """What the training rows had in common with the test and dev rows."""
+    near_duplicates: NearDuplicates | None = None
+    """Which passages counted as one; `None` if they were not looked for."""
 
 
 def prepare(config: DataConfig, *, seed: int) -> Splits:
     """Read, clean, split, and take out of training what would leak into the dev or test set.
 
     A file given for dev or test is used as it is; else the data set's own split, if it has one; else pairs are cut
-    off the training file by passage.
+    off the training file by passage. Labels change what answers a question, and not where its rows are.
 
     Raises:
         DataError: a source can't be read, or there is nothing to train or test on.
     """
     if not config.train:
         raise ConfigError("no training data was given.\nType:  embedtune train PAIRS.jsonl")
-    builder, notes = CollectionBuilder(), list[str]()
+    builder, notes, warnings = CollectionBuilder(), list[str](), list[str]()
     sources = _sources(config)
     tables = {split: _add(builder, source, split, config, notes) for split, source in sources.items()}
-    dropped = Counter({"duplicate_pairs": 0, "leaked_pairs": 0})
+    dropped = Counter({"duplicate_pairs": 0, "leaked_pairs": 0, "near_duplicate_pairs": 0})
     if config.corpus is not None:
         dropped.update(builder.add_passages(read_passages(config.corpus)))
+    replaced = {} if config.labels is None else apply_labels(read_labels(config.labels), builder.collection)
     collection = builder.finish()
     for table in tables.values():
         dropped.update(table.dropped)
+    near = _near_duplicates(config, [table.pairs for table in tables.values()], collection, notes)
 
     train = tables["train"].pairs
     check_trainable(train, collection, config.train)
-    test, dev = (tables[split].pairs if split in tables else None for split in ("test", "dev"))
-    if test is not None and dev is not None:
-        dev, leaked = drop_leaks(dev, test)
-        dropped["leaked_pairs"] += leaked
+    test, dev = (tables[split].pairs if split in tables else train.select([]) for split in ("test", "dev"))
+    train, dev, leaks = _without_leaks(train, dev, test, collection, near, dropped)
+    if "dev" in sources:
         _require_dev(dev, sources["dev"])
-    train, leaked = drop_leaks(train, *(pairs for pairs in (test, dev) if pairs is not None))
-    dropped["leaked_pairs"] += leaked
-    if test is None:
+    if "test" not in sources:
         check_trainable(train, collection, config.train)
-        train, test = split_by_passage(train, fraction=config.test_fraction, seed=seed)
+        train, test = _cut(train, near, fraction=config.test_fraction, seed=seed, warnings=warnings)
         notes.append(f"test: {len(test):,} pairs cut off by passage (seed {seed})")
-    if dev is None:
+    if "dev" not in sources:
         check_trainable(train, collection, config.train)
         fraction = min(config.dev_fraction, config.max_dev_pairs / len(train))
-        train, dev = split_by_passage(train, fraction=fraction, seed=seed)
+        train, dev = _cut(train, near, fraction=fraction, seed=seed, warnings=warnings)
         notes.append(f"dev: {len(dev):,} pairs cut off by passage (seed {seed})")
+    if config.labels is not None:
+        train, dev, test = (relabelled(pairs, replaced) for pairs in (train, dev, test))
+        train, dev, further = _without_leaks(train, dev, test, collection, near, dropped)
+        leaks = Leaks(**{name: getattr(leaks, name) + getattr(further, name) for name in asdict(leaks)})
+        _require_dev(dev, sources.get("dev", config.train))
     check_trainable(train, collection, config.train)
-    return Splits(collection=collection, train=train, dev=dev, test=test, dropped=dict(dropped), notes=tuple(notes))
+    warnings += _leaks_found(leaks, test)
+    return Splits(
+        collection=collection,
+        train=train,
+        dev=dev,
+        test=test,
+        dropped=dict(dropped),
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+        leaks=leaks,
+        near_duplicates=near,
+    )
 
 
 def write_splits(splits: Splits, folder: Path) -> None:
@@ -78,11 +103,77 @@ def write_splits(splits: Splits, folder: Path) -> None:
         write_pairs(folder / f"{name}.jsonl", pairs, splits.collection)
 
 
+def _near_duplicates(
+    config: DataConfig, rows: list[Pairs], collection: Collection, notes: list[str]
+) -> NearDuplicates | None:
+    """The near-duplicates among the passages that answer a question, unless they are not looked for."""
+    if config.near_duplicates == 0:
+        return None
+    ids = np.concatenate([pairs.passage_ids for pairs in rows])
+    near = find_near_duplicates(collection.passages, ids, threshold=config.near_duplicates)
+    found = f"{near.passages:,} of {len(np.unique(ids)):,} passages"
+    kept_together = f", in {near.groups:,} groups that stay on one side of a split" if near.groups else ""
+    notes.append(f"near-duplicates: {found}{kept_together} (--near-duplicates {near.threshold:g})")
+    return near
+
+
+def _without_leaks(
+    train: Pairs,
+    dev: Pairs,
+    test: Pairs,
+    collection: Collection,
+    near: NearDuplicates | None,
+    dropped: Counter[str],
+) -> tuple[Pairs, Pairs, Leaks]:
+    """Training rows that share nothing with the other two, dev rows that share nothing with the test rows, and what
+    the training rows had shared."""
+    leaders_D = None if near is None else near.leaders_D
+    dev, leaks_of_dev = drop_leaks(dev, test, leaders_D=leaders_D, qrels=collection.qrels)
+    train, leaks = drop_leaks(train, test, dev, leaders_D=leaders_D, qrels=collection.qrels)
+    dropped["leaked_pairs"] += leaks.pairs + leaks_of_dev.pairs
+    dropped["near_duplicate_pairs"] += leaks.near_duplicates + leaks_of_dev.near_duplicates
+    return train, dev, leaks
+
+
+def _cut(
+    train: Pairs, near: NearDuplicates | None, *, fraction: float, seed: int, warnings: list[str]
+) -> tuple[Pairs, Pairs]:
+    """The rest and the held-out rows; near-duplicates are on one side unless that leaves nothing to cut."""
+    if near is not None and near.passages:
+        try:
+            return split_by_passage(train, fraction=fraction, seed=seed, leaders_D=near.leaders_D)
+        except DataError:
+            warnings.append(
+                "most passages hang together through near-duplicates, so a split was cut that goes through them: what "
+                "it measures is too good. Give other rows with --test, or raise --near-duplicates "
+                f"({near.threshold:g})"
+            )
+    return split_by_passage(train, fraction=fraction, seed=seed)
+
+
+def _leaks_found(leaks: Leaks, test: Pairs) -> list[str]:
+    """A sentence on what the training rows shared with the held-out ones, if they did."""
+    if not leaks.pairs + leaks.near_duplicates:
+        return []
+    passages, queries = (len(np.unique(ids)) for ids in (test.passage_ids, test.query_ids))
+    sharing = [
+        f"{shared:,} of the {count:,} test {what}"
+        for shared, count, what in (
+            (leaks.test_passages, passages, "passages"),
+            (leaks.test_queries, queries, "questions"),
+        )
+        if shared
+    ]
+    found = f"{' and '.join(sharing)} are also in the training data; " if sharing else ""
+    near = f", {leaks.near_duplicates:,} with near-duplicates of held-out passages" if leaks.near_duplicates else ""
+    return [f"{found}left out of training: {leaks.pairs:,} pairs with held-out questions or passages{near}"]
+
+
 def _require_dev(dev: Pairs, source: str) -> None:
     if len(dev) == 0:
         raise DataError(
-            f"'{source}': every dev question or passage is also in the test set, so none is left to choose the "
-            "checkpoint on. Give other rows, or leave out --dev to have a dev split cut."
+            f"'{source}': every dev question or passage is also in the test set, or nearly, so none is left to choose "
+            "the checkpoint on. Give other rows, or leave out --dev to have a dev split cut."
         )
 
 

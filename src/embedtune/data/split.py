@@ -6,6 +6,8 @@ Shapes: `N` rows.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,29 @@ MAX_OVERSHOOT = 1.5
 """A group that would make the held-out side larger than this many times its target is left out of it."""
 
 
-def connected_groups(pairs: Pairs) -> IdArray:
+@dataclass(frozen=True, kw_only=True)
+class Leaks:
+    """What training rows had in common with the rows held out, before they were left out."""
+
+    pairs: int = 0
+    """Training rows left out because they share a question or a passage with a held-out row."""
+    near_duplicates: int = 0
+    """Further ones left out because their passage is a near-duplicate of a held-out one."""
+    test_passages: int = 0
+    """Distinct passages of the test rows that were in the training rows."""
+    test_queries: int = 0
+    """Distinct questions of the test rows that were in the training rows."""
+
+
+def connected_groups(pairs: Pairs, leaders_D: IdArray | None = None) -> IdArray:
     """The group number of each row, shape (N,): rows that share a question or a positive are in one group.
 
     Sharing is transitive: two rows with nothing in common are in one group if a third one links them.
+
+    Args:
+        pairs: N rows.
+        leaders_D: a number for each passage of the collection; those with the same count as one passage
+            (`near.NearDuplicates`). By default each is its own.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -29,7 +50,8 @@ def connected_groups(pairs: Pairs) -> IdArray:
     if len(pairs) == 0:
         return np.zeros(0, dtype=np.int64)
     queries, query_nodes = np.unique(pairs.query_ids, return_inverse=True)
-    passages, passage_nodes = np.unique(pairs.passage_ids, return_inverse=True)
+    positives_N = pairs.passage_ids if leaders_D is None else leaders_D[pairs.passage_ids]
+    passages, passage_nodes = np.unique(positives_N, return_inverse=True)
     nodes = len(queries) + len(passages)
     links = coo_array((np.ones(len(pairs)), (query_nodes, passage_nodes + len(queries))), shape=(nodes, nodes))
     _, group_of_node = connected_components(links, directed=False)
@@ -37,7 +59,9 @@ def connected_groups(pairs: Pairs) -> IdArray:
     return groups
 
 
-def split_by_passage(pairs: Pairs, *, fraction: float, seed: int) -> tuple[Pairs, Pairs]:
+def split_by_passage(
+    pairs: Pairs, *, fraction: float, seed: int, leaders_D: IdArray | None = None
+) -> tuple[Pairs, Pairs]:
     """Cuts rows off so that no question and no positive is on both sides.
 
     Whole groups (see `connected_groups`) are held out in a random order until they make up the fraction.
@@ -46,6 +70,7 @@ def split_by_passage(pairs: Pairs, *, fraction: float, seed: int) -> tuple[Pairs
         pairs: The rows to split, shape (N,).
         fraction: Share of the rows to hold out, between 0 and 1.
         seed: Of the random order; the same rows and seed give the same split.
+        leaders_D: Which passages count as one, as in `connected_groups`.
 
     Returns:
         The rest and the held-out rows, neither empty, each in the original order.
@@ -56,7 +81,7 @@ def split_by_passage(pairs: Pairs, *, fraction: float, seed: int) -> tuple[Pairs
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"Received {fraction} as the share of rows to hold out; expected more than 0 and below 1.")
-    groups = connected_groups(pairs)
+    groups = connected_groups(pairs, leaders_D)
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     target = max(1.0, fraction * len(pairs))
@@ -88,20 +113,43 @@ def _smallest_group(sizes: IdArray, order: IdArray, target: float) -> int:
     return int(order[np.argmin(sizes[order])])
 
 
-def drop_leaks(train: Pairs, *held_out: Pairs) -> tuple[Pairs, int]:
-    """The training rows that share no question and no positive with the held-out rows, and how many others.
+def drop_leaks(
+    train: Pairs,
+    *held_out: Pairs,
+    leaders_D: IdArray | None = None,
+    qrels: Mapping[int, Mapping[int, float]] | None = None,
+) -> tuple[Pairs, Leaks]:
+    """The training rows that have nothing in common with the held-out rows, and what the others had.
 
     Hard negatives may be passages of the held-out rows: a negative says that the passage does *not* answer a
     training question, and nothing of the held-out question that it does answer.
 
     Args:
         train: The rows to train on; the result may be empty (see `clean.check_trainable`).
-        held_out: The test rows, the dev rows.
+        held_out: The test rows, the dev rows; of the first of them the shared texts are counted.
+        leaders_D: Which passages count as one, as in `connected_groups`.
+        qrels: All passages that answer a question; those of held-out questions are held out too, whichever row they
+            come from. By default just the rows' own.
     """
-    leaks = np.zeros(len(train), dtype=np.bool_)
+    shared_N, near_N = (np.zeros(len(train), dtype=np.bool_) for _ in range(2))
     for pairs in held_out:
-        leaks |= np.isin(train.query_ids, pairs.query_ids) | np.isin(train.passage_ids, pairs.passage_ids)
-    return train.select(np.flatnonzero(~leaks)), int(leaks.sum())
+        passages = np.append(pairs.passage_ids, _answers(pairs, qrels or {}))
+        shared_N |= np.isin(train.query_ids, pairs.query_ids) | np.isin(train.passage_ids, passages)
+        if leaders_D is not None:
+            near_N |= np.isin(leaders_D[train.passage_ids], leaders_D[passages])
+    leaks = Leaks(
+        pairs=int(shared_N.sum()),
+        near_duplicates=int((near_N & ~shared_N).sum()),
+        test_passages=len(np.intersect1d(train.passage_ids, held_out[0].passage_ids)) if held_out else 0,
+        test_queries=len(np.intersect1d(train.query_ids, held_out[0].query_ids)) if held_out else 0,
+    )
+    return train.select(np.flatnonzero(~(shared_N | near_N))), leaks
+
+
+def _answers(pairs: Pairs, qrels: Mapping[int, Mapping[int, float]]) -> IdArray:
+    """The passages that answer the rows' questions."""
+    passages = {passage for query in set(pairs.query_ids.tolist()) for passage in qrels.get(query, ())}
+    return np.fromiter(passages, dtype=np.int64, count=len(passages))
 
 
 def write_pairs(path: Path, pairs: Pairs, collection: Collection) -> None:

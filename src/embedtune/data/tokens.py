@@ -36,6 +36,16 @@ class TokenTable:
         return np.diff(self.offsets_N1)
 
 
+def length_statistics(table: TokenTable) -> dict[str, float]:
+    """The median, the 95th percentile and the maximum of the texts' tokens; what was cut off is not counted.
+
+    Args:
+        table: the tokens of one text or more.
+    """
+    median, p95 = np.percentile(table.lengths_N, (50, 95))
+    return {"median": float(median), "p95": float(p95), "max": int(table.lengths_N.max())}
+
+
 def tokenize(
     texts: Sequence[str], *, tokenizer: Callable[..., Any], prompt: str, max_length: int, empty_id: int
 ) -> TokenTable:

@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedtune import stages
+from embedtune.assessment import assess, examine
 from embedtune.config import DataConfig, ModelConfig
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.labels import apply_labels, read_labels
 from embedtune.data.read import Columns, read, read_passages
-from embedtune.errors import OutputError
-from embedtune.evaluation.run import RetrievalTask, compare, evaluate_hybrid, retrieval_task, task_groups
-from embedtune.export.run_folder import write_json
+from embedtune.errors import ConfigError, OutputError
+from embedtune.evaluation.general import general_sets
+from embedtune.evaluation.run import Evaluation, RetrievalTask, retrieval_task
+from embedtune.evaluation.suspects import write_suspects
+from embedtune.export.run_folder import write_json, write_text
+from embedtune.facts import task_facts
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.results import build_results, comparisons, environment
+from embedtune.report.html import build_html
+from embedtune.report.results import build_results, environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOutput:
+    """Files to write what was found to, each only if given."""
+
+    results: Path | None = None
+    """JSON."""
+    report: Path | None = None
+    """HTML."""
+    suspects: Path | None = None
+    """Suspected label errors, as JSON Lines."""
+
+    def check(self) -> None:
+        """Whether they can be written, as far as their folders tell.
+
+        Raises:
+            OutputError: a folder does not exist.
+        """
+        for option, path in (("out", self.results), ("report", self.report), ("suspects", self.suspects)):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise OutputError(f"--{option} {path}: its folder {path.absolute().parent} does not exist.")
 
 
 def evaluate_models(
@@ -26,7 +54,8 @@ def evaluate_models(
     data: DataConfig,
     *,
     against: Sequence[str] = (),
-    out: Path | None = None,
+    forgetting: Sequence[str] = (),
+    out: EvalOutput | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
@@ -36,42 +65,52 @@ def evaluate_models(
         model: `base` is the model to measure.
         data: `test`, `corpus` and `labels`; the corpus searched is the passages of the first two.
         against: hub ids or folders of further models; differences are model minus further, "delta" that to the first.
-        out: JSON file to write the results to.
+        forgetting: files of sets that the first of these and the model are compared on, beside the built-in ones.
+        out: files to write.
         seed: of the resampling.
         reporter: is told how it goes.
 
     Raises:
-        UserError: the data, a model or the output file can't be used.
+        UserError: the data, a model or an output file can't be used.
     """
-    reporter = reporter or SilentReporter()
-    if out is not None and not out.absolute().parent.is_dir():
-        raise OutputError(f"--out {out}: its folder {out.absolute().parent} does not exist.")
+    reporter, out = reporter or SilentReporter(), out or EvalOutput()
+    out.check()
+    if forgetting and not against:
+        raise ConfigError("--forgetting compares two models.\nType:  --against MODEL --forgetting FILE")
     collection, task, dropped = _test_collection(data)
+    sets = general_sets(forgetting) if against else []
     others = stages.other_models(model, against)
     stages.check_loadable(others)
     encoder = stages.load(model, reporter)
     texts = stages.tokenize(encoder, collection, reporter)
-    measured = stages.evaluate(encoder, task, texts, reporter, label=model.base)
-    further = stages.evaluate_others(others, task, collection, reporter)
+    models = {"model": examine(encoder, task, texts, sets, reporter, label=model.base, seed=seed, sizes=True)}
+    further: dict[str, Evaluation] = {}
+    for first in others[:1]:
+        second = stages.load(first, reporter)
+        own = stages.tokenize(second, collection, reporter)
+        models = {"against": examine(second, task, own, sets, reporter, label=first.base, seed=seed)} | models
+        further[first.base] = models["against"].evaluation
+        del second
+    further |= stages.evaluate_others(others[1:], task, collection, reporter)
     bm25 = stages.evaluate_bm25(task, collection, reporter)
-    first, groups_Q = next(iter(further), None), task_groups(task)
-    word_search = {"bm25": bm25, "hybrid": evaluate_hybrid(task, measured, bm25)}
+    found = assess(collection, task, models, bm25=bm25, further=further, seed=seed)
+    found.sections["suspects"]["file"] = None if out.suspects is None else str(out.suspects)
     results = build_results(
         base_model=model.base,
         seed=seed,
-        evaluations={"model": measured, **({"against": further[first]} if first else {}), **word_search},
-        delta=compare(further[first], measured, seed=seed, groups_Q=groups_Q) if first else {},
-        against_model=first,
-        **comparisons(measured, word_search, further, groups_Q=groups_Q, seed=seed),
-        data={
-            "test_queries": len(task.query_ids),
-            "corpus_passages": len(task.passage_ids),
-            "dropped": dropped,
-        },
+        evaluations=found.evaluations,
+        delta=found.delta,
+        against_model=next(iter(further), None),
+        data={**task_facts(task, texts, encoder), "dropped": dropped},
         environment=environment(encoder.device, encoder.source.precision),
+        **found.sections,
     )
-    if out is not None:
-        write_json(out, results)
+    if out.suspects is not None:
+        write_suspects(out.suspects, found.suspects)
+    if out.results is not None:
+        write_json(out.results, results)
+    if out.report is not None:
+        write_text(out.report, build_html(results, Path(model.base)))
     return results
 
 

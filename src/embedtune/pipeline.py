@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from embedtune import stages
+from embedtune.assessment import assess, examine
 from embedtune.config import TrainConfig, load_toml, to_toml
-from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits, prepare, write_splits
-from embedtune.data.tokens import length_statistics
-from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_hybrid, task_groups
+from embedtune.evaluation.general import general_sets
+from embedtune.evaluation.suspects import write_suspects
 from embedtune.export.run_folder import RunFolder, write_json, write_text
-from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
+from embedtune.facts import data_facts, train_facts
 from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
-from embedtune.models.hardware import peak_memory_bytes
 from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.card import CardModel, model_card
-from embedtune.report.card_metadata import Part, base_metadata
 from embedtune.report.html import build_html
-from embedtune.report.results import build_results, comparisons, environment
-from embedtune.training.checkpoint import Progress
+from embedtune.report.results import build_results, environment
+from embedtune.saving import blend, merged_into_original, save, write_cards
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
-
-TEXTS_CHECKED = 64
-"""Passages whose embeddings are compared after the saved model is loaded again."""
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -57,6 +50,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Data")
     splits = prepare(config.data, seed=seed)
+    sets = general_sets(config.evaluation.forgetting)
     plan = make_plan(config.training, len(splits.train), method=config.adapter.method, init=config.adapter.init)
     _report_splits(splits, reporter)
 
@@ -73,7 +67,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     texts = stages.tokenize(encoder, splits.collection, reporter)
     test = stages.held_out_task(splits)
     bm25 = stages.evaluate_bm25(test, splits.collection, reporter)
-    base = stages.evaluate(encoder, test, texts, reporter, label="base model on the test set")
+    base = examine(encoder, test, texts, sets, reporter, label="base model on the test set", seed=seed)
     further = stages.evaluate_others(others, test, splits.collection, reporter)
 
     reporter.stage("Training")
@@ -91,25 +85,37 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     progress = trainer.run(resume=resume)
 
     reporter.stage("Test")
-    trained = stages.evaluate(encoder, test, texts, reporter, label="tuned model on the test set")
-    cosines_N = _save(encoder, config, splits.collection, folder, reporter)
-    tuned, merge = _merged_into_original(config, folder, test, texts, trained, cosines_N, reporter)
-    hybrid, groups_Q = evaluate_hybrid(test, tuned, bm25), task_groups(test)
+    sections: dict[str, Any] = {}
+    if progress.best_step > 0:
+        dev = stages.dev_task(splits, size=config.training.dev_corpus, seed=seed)
+        sections["blend"] = blend(encoder, config, dev, texts, sets, reporter)
+    weight = sections["blend"]["used"] if "blend" in sections else 1.0
+    saved = save(encoder, config, weight, splits.collection, folder, reporter)
+    tuned = examine(
+        saved.encoder, test, texts, sets, reporter, label="tuned model on the test set", seed=seed, sizes=True
+    )
+    if config.adapter.merge_into == "original":
+        trained = stages.evaluate(encoder, test, texts, reporter, label="model as trained on the test set")
+        sections["merge"] = merged_into_original(
+            trained, tuned.evaluation, saved, metric=config.training.metric, reporter=reporter
+        )
+    found = assess(splits.collection, test, {"base": base, "tuned": tuned}, bm25=bm25, further=further, seed=seed)
     results = build_results(
         base_model=config.model.base,
         seed=seed,
-        evaluations={"base": base, "tuned": tuned, "bm25": bm25, "hybrid": hybrid},
-        delta=compare(base, tuned, seed=seed, groups_Q=groups_Q),
-        **comparisons(tuned, {"bm25": bm25, "hybrid": hybrid}, further, groups_Q=groups_Q, seed=seed),
+        evaluations=found.evaluations,
+        delta=found.delta,
         method=config.adapter.method,
-        data=_data_facts(splits, test, texts, encoder.max_length),
-        train=_train_facts(progress, plan, config.training.metric, encoder),
+        data=data_facts(splits, test, texts, encoder),
+        train=train_facts(progress, plan, config.training.metric, encoder),
         environment=environment(encoder.device, encoder.source.precision),
+        **found.sections,
         **quantization,
-        **merge,
+        **sections,
     )
+    write_suspects(folder.suspects, found.suspects)
     write_json(folder.results, results)
-    _write_cards(results, config, encoder, folder)
+    write_cards(results, config, encoder, folder)
     write_text(folder.report, build_html(results, folder.root))
     return results
 
@@ -124,7 +130,11 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
         training=training,
         model=replace(encoder.source, base=_absolute(config.model.base)),
         adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
-        evaluation=replace(config.evaluation, against=tuple(map(_absolute, config.evaluation.against))),
+        evaluation=replace(
+            config.evaluation,
+            against=tuple(map(_absolute, config.evaluation.against)),
+            forgetting=tuple(map(_absolute, config.evaluation.forgetting)),
+        ),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),
     )
 
@@ -174,108 +184,3 @@ def _make_trainable(encoder: Encoder, config: TrainConfig, reporter: Reporter) -
     trainable, total = trainable_parameters(encoder)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     return facts
-
-
-def _save(
-    encoder: Encoder, config: TrainConfig, collection: Collection, folder: RunFolder, reporter: Reporter
-) -> Tensor:
-    """Adapter and merged model to disk, and the proof that what lies there is what was trained.
-
-    Returns:
-        The cosine similarity of what the saved and the trained model make of some passages.
-    """
-    into_original = config.adapter.merge_into == "original"
-    if encoder.adapter is not None:
-        save_adapter(encoder, folder.adapter)
-    save_merged(encoder, folder.model, into_original=into_original)
-    passages = collection.passages[:TEXTS_CHECKED]
-    if into_original:
-        return compare_saved(folder.model, encoder, passages)
-    cosines_N = check_saved(folder.model, encoder, passages)
-    worst = cosines_N.min().item()
-    reporter.note(f"the saved model, loaded again, agrees with the trained one: cosine at least {worst:.5f}")
-    return cosines_N
-
-
-def _merged_into_original(
-    config: TrainConfig,
-    folder: RunFolder,
-    test: RetrievalTask,
-    texts: stages.Texts,
-    trained: Evaluation,
-    cosines_N: Tensor,
-    reporter: Reporter,
-) -> tuple[Evaluation, dict[str, Any]]:
-    """The evaluation of the saved model, and what merging into other weights than those trained on has cost."""
-    if config.adapter.merge_into != "original":
-        return trained, {}
-    saved = stages.load(replace(config.model, base=str(folder.model), revision=None), SilentReporter())
-    tuned = stages.evaluate(saved, test, texts, reporter, label="saved model on the test set")
-    metric = config.training.metric
-    reporter.note(
-        f"merged into the original weights: {metric} {trained.means[metric]:.4f} became {tuned.means[metric]:.4f}, "
-        f"cosine to the trained embeddings at least {cosines_N.min():.4f}"
-    )
-    facts = {
-        "into": "original",
-        "trained": trained.means,
-        "cosine": {"min": cosines_N.min().item(), "mean": cosines_N.mean().item()},
-    }
-    return tuned, {"merge": facts}
-
-
-def _write_cards(results: dict[str, Any], config: TrainConfig, encoder: Encoder, folder: RunFolder) -> None:
-    """A README beside the merged model, and one beside the adapter in place of PEFT's own."""
-    model = CardModel(
-        dimensions=encoder.embedding_size,
-        max_length=encoder.max_length,
-        prompts={role: prompt for role, prompt in encoder.prompts.items() if prompt},
-        similarity=encoder.similarity_fn_name,
-        own_code=config.model.trust_remote_code,
-    )
-    base = base_metadata(config.model.base, config.model.revision)
-    parts: dict[Part, Path] = {"model": folder.model, "adapter": folder.adapter}
-    for part, place in parts.items():
-        if place.is_dir():
-            write_text(place / "README.md", model_card(results, config, model, base=base, part=part))
-
-
-def _data_facts(splits: Splits, test: RetrievalTask, texts: stages.Texts, max_length: int) -> dict[str, Any]:
-    near = splits.near_duplicates
-    return {
-        "train_pairs": len(splits.train),
-        "dev_pairs": len(splits.dev),
-        "test_pairs": len(splits.test),
-        "test_queries": len(test.query_ids),
-        "corpus_passages": len(test.passage_ids),
-        "dropped": splits.dropped,
-        "leaks": asdict(splits.leaks),
-        "lengths": {
-            "unit": "tokens",
-            "limit": max_length,
-            "queries": length_statistics(texts.queries),
-            "passages": length_statistics(texts.passages),
-        },
-        "truncated_passages": texts.passages.truncated,
-        **({"near_duplicates": near.facts()} if near is not None else {}),
-    }
-
-
-def _train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -> dict[str, Any]:
-    trainable, total = trainable_parameters(encoder)
-    return {
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "batch_size": plan.batch_size,
-        "metric": metric,
-        "pairs": progress.pairs,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        "pairs_per_second": progress.pairs / progress.seconds,
-        "tokens_per_second": progress.tokens / progress.seconds,
-        "peak_memory_bytes": peak_memory_bytes(encoder.device),
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "loss": progress.losses,
-        "dev": progress.evaluations,
-    }

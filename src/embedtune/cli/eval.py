@@ -27,8 +27,15 @@ class EvalOptions:
     """The `suspects.jsonl` of a run with its "label" filled in: also, instead or no."""
     against: tuple[str, ...] = ()
     """Further models, to compare with on the same questions and passages; the differences shown are to the first."""
+    forgetting: tuple[str, ...] = ()
+    """Files that tell what the model forgot since the first of --against, beside the built-in sets: graded pairs of
+    sentences (sentence1, sentence2, score), or questions and passages."""
     out: Path | None = None
     """File to write the results to, as JSON."""
+    report: Path | None = None
+    """File to write the report to, as HTML."""
+    suspects: Path | None = None
+    """File to write suspected label errors to, as JSON Lines for --labels."""
     anchor_column: str | None = None
     """Column of the questions, if its name is not recognised."""
     positive_column: str | None = None
@@ -46,12 +53,12 @@ class EvalOptions:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Evaluate, print the table, write the JSON if asked to."""
+    """Evaluate, print the table, write the files that were asked for."""
     options = parse(EvalOptions, arguments, command="eval")
     console = Console()
     console.note("loading libraries")
     from embedtune.config import DataConfig, ModelConfig
-    from embedtune.inference import evaluate_models
+    from embedtune.inference import EvalOutput, evaluate_models
 
     results = evaluate_models(
         ModelConfig(
@@ -69,10 +76,12 @@ def main(arguments: Sequence[str]) -> None:
             positive_column=options.positive_column,
         ),
         against=options.against,
-        out=options.out,
+        forgetting=options.forgetting,
+        out=EvalOutput(results=options.out, report=options.report, suspects=options.suspects),
         seed=options.seed,
         reporter=console,
     )
     console.comparison(results)
-    if options.out is not None:
-        console.note(f"results: {options.out}")
+    for what, path in (("results", options.out), ("report", options.report), ("suspects", options.suspects)):
+        if path is not None:
+            console.note(f"{what}: {path}")

@@ -37,6 +37,11 @@ class Splits:
     near_duplicates: NearDuplicates | None = None
     """Which passages counted as one; `None` if they were not looked for."""
 
+    @property
+    def pairs(self) -> dict[str, Pairs]:
+        """The three by name."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}
+
 
 def prepare(config: DataConfig, *, seed: int) -> Splits:
     """Read, clean, split, and take out of training what would leak into the dev or test set.
@@ -99,7 +104,7 @@ def prepare(config: DataConfig, *, seed: int) -> Splits:
 def write_splits(splits: Splits, folder: Path) -> None:
     """Save the three splits as `train.jsonl`, `dev.jsonl` and `test.jsonl`, with ids."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, pairs in (("train", splits.train), ("dev", splits.dev), ("test", splits.test)):
+    for name, pairs in splits.pairs.items():
         write_pairs(folder / f"{name}.jsonl", pairs, splits.collection)
 
 

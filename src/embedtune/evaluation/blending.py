@@ -17,7 +17,7 @@ from embedtune.evaluation.stats import paired_difference
 from embedtune.models.blend import blends
 from embedtune.models.encoder import Encoder
 
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+WEIGHTS = (0.0, 0.5, 0.75, 0.9, 1.0)
 KEPT_GAIN = 0.9
 """Share of the best gain on dev that the recommended weight has, whatever is within noise of it."""
 

@@ -43,6 +43,10 @@ class RunFolder:
         return self.root / "results.json"
 
     @property
+    def suspects(self) -> Path:
+        return self.root / "suspects.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedtune.atomic import replacing
 from embedtune.errors import ExportMismatchError
+from embedtune.models.blend import blended_model
 from embedtune.models.encoder import Encoder
 from embedtune.models.merge import merged_model, write_adapter
 
@@ -26,9 +27,19 @@ def save_adapter(encoder: Encoder, folder: Path) -> None:
         write_adapter(encoder, unfinished)
 
 
-def save_merged(encoder: Encoder, folder: Path, *, into_original: bool = False) -> None:
-    """Write the encoder as a plain Sentence Transformers folder; see `models.merge.merged_model`."""
-    merged = merged_model(encoder, into_original=into_original)
+def save_merged(encoder: Encoder, folder: Path, *, into_original: bool = False, weight: float = 1.0) -> None:
+    """Write the encoder as a plain Sentence Transformers folder.
+
+    Args:
+        encoder: trained or not.
+        folder: to write.
+        into_original: see `models.merge.merged_model`.
+        weight: of what was trained, 1 for all of it; see `models.blend.blended_model`.
+    """
+    if weight == 1:
+        merged = merged_model(encoder, into_original=into_original)
+    else:
+        merged = blended_model(encoder, weight, into_original=into_original)
     with replacing(folder) as unfinished:
         merged.save_pretrained(str(unfinished), create_model_card=False)
 

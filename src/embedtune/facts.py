@@ -1,0 +1,64 @@
+"""What `results.json` says of a run's data and of its training, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from embedtune import stages
+from embedtune.data.prepare import Splits
+from embedtune.data.tokens import length_statistics
+from embedtune.evaluation.run import RetrievalTask
+from embedtune.models.adapters import trainable_parameters
+from embedtune.models.encoder import Encoder
+from embedtune.models.hardware import peak_memory_bytes
+from embedtune.training.checkpoint import Progress
+from embedtune.training.plan import Plan
+
+
+def data_facts(splits: Splits, test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+    """The section "data": how much there was, what was left out and why, and what the encoder reads of it."""
+    near = splits.near_duplicates
+    return {
+        **{f"{name}_pairs": len(pairs) for name, pairs in splits.pairs.items()},
+        "dropped": splits.dropped,
+        "leaks": asdict(splits.leaks),
+        **({} if near is None else {"near_duplicates": near.facts()}),
+        **task_facts(test, texts, encoder),
+    }
+
+
+def task_facts(test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+    """The part of it that a test set alone has."""
+    return {
+        "test_queries": len(test.query_ids),
+        "corpus_passages": len(test.passage_ids),
+        "lengths": {
+            "unit": "tokens",
+            "limit": encoder.max_length,
+            "queries": length_statistics(texts.queries),
+            "passages": length_statistics(texts.passages),
+        },
+        "truncated_passages": texts.passages.truncated,
+    }
+
+
+def train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -> dict[str, Any]:
+    """The section "train": steps, speed, memory and curves."""
+    trainable, total = trainable_parameters(encoder)
+    return {
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "batch_size": plan.batch_size,
+        "metric": metric,
+        "pairs": progress.pairs,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "pairs_per_second": progress.pairs / progress.seconds,
+        "tokens_per_second": progress.tokens / progress.seconds,
+        "peak_memory_bytes": peak_memory_bytes(encoder.device),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "loss": progress.losses,
+        "dev": progress.evaluations,
+    }

@@ -1,0 +1,138 @@
+"""What becomes of the trained weights: how much of them is kept, what is written, and the proof of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from embedtune import stages
+from embedtune.config import TrainConfig
+from embedtune.data.collection import Collection
+from embedtune.evaluation.blending import WEIGHTS, blend_curve, blend_facts
+from embedtune.evaluation.general import GeneralSet
+from embedtune.evaluation.run import Evaluation, RetrievalTask
+from embedtune.export.run_folder import RunFolder, write_text
+from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
+from embedtune.models.blend import blended
+from embedtune.models.encoder import Encoder
+from embedtune.progress import Reporter, SilentReporter
+from embedtune.report.card import CardModel, model_card
+from embedtune.report.card_metadata import Part, base_metadata
+
+TEXTS_CHECKED = 64
+"""Passages whose embeddings are compared after the saved model is loaded again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What lies in the run's folder."""
+
+    encoder: Encoder
+    """Embeds as the saved model does: the trained one, or the saved one loaded again where these differ."""
+    cosines_N: Tensor
+    """Similarity of what the saved and the trained model make of some passages."""
+
+
+def blend(
+    encoder: Encoder,
+    config: TrainConfig,
+    dev: RetrievalTask,
+    texts: stages.Texts,
+    sets: list[GeneralSet],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """The curve from base to tuned on dev and the general sets, and the weight of the tuned model that is used.
+
+    Args:
+        encoder: the trained one.
+        config: of the run; its `blend` is the weight, or leaves it to the curve.
+        dev: the dev questions. The test set has no part in it.
+        texts: all texts as token ids.
+        sets: from `general_sets`.
+        reporter: is told how it goes.
+    """
+    metric, given, seed = config.training.metric, config.evaluation.blend, config.output.seed
+    with reporter.counting("between base and tuned, on the dev set", len(WEIGHTS)) as advance:
+        points = blend_curve(
+            encoder,
+            lambda between: stages.evaluate(between, dev, texts),
+            sets,
+            metric=metric,
+            into_original=config.adapter.merge_into == "original",
+            on_done=advance,
+        )
+    facts = blend_facts(points, metric=metric, used=1.0, seed=seed)
+    recommended = facts["recommended"]
+    facts["used"] = used = recommended if given == "auto" else given
+    curve = ", ".join(f"{point.weight:g}: {point.dev:.4f} / {point.forgetting:.4f}" for point in points)
+    reporter.note(f"weight of the tuned model: dev {metric} / mean of the general sets   {curve}")
+    hint = "" if used == recommended else f"; --blend {recommended:g} is recommended, by dev and the general sets"
+    reporter.note(f"saved with weight {used:g}{hint}")
+    return facts
+
+
+def save(
+    encoder: Encoder, config: TrainConfig, weight: float, collection: Collection, folder: RunFolder, reporter: Reporter
+) -> Saved:
+    """Adapter and merged model to disk, and the proof that what lies there is what was trained.
+
+    Args:
+        encoder: the trained one.
+        config: of the run.
+        weight: of the tuned model in what is saved, 1 for all of it. The adapter is saved as trained in any case.
+        collection: whose first passages are embedded for the proof.
+        folder: of the run.
+        reporter: is told how it went.
+
+    Raises:
+        ExportMismatchError: the saved model does not embed as it should.
+    """
+    into_original = config.adapter.merge_into == "original"
+    if encoder.adapter is not None:
+        save_adapter(encoder, folder.adapter)
+    save_merged(encoder, folder.model, into_original=into_original, weight=weight)
+    passages = collection.passages[:TEXTS_CHECKED]
+    if weight == 1 and not into_original:
+        cosines_N = check_saved(folder.model, encoder, passages)
+        reporter.note(
+            f"the saved model, loaded again, agrees with the trained one: cosine at least {cosines_N.min():.5f}"
+        )
+        return Saved(encoder=encoder, cosines_N=cosines_N)
+    if weight != 1:
+        check_saved(folder.model, blended(encoder, weight, into_original=into_original), passages)
+    cosines_N = compare_saved(folder.model, encoder, passages)
+    saved = stages.load(replace(config.model, base=str(folder.model), revision=None), SilentReporter())
+    return Saved(encoder=saved, cosines_N=cosines_N)
+
+
+def merged_into_original(
+    trained: Evaluation, tuned: Evaluation, saved: Saved, *, metric: str, reporter: Reporter
+) -> dict[str, Any]:
+    """What merging into other weights than those trained on has cost."""
+    reporter.note(
+        f"merged into the original weights: {metric} {trained.means[metric]:.4f} became {tuned.means[metric]:.4f}, "
+        f"cosine to the trained embeddings at least {saved.cosines_N.min():.4f}"
+    )
+    return {
+        "into": "original",
+        "trained": trained.means,
+        "cosine": {"min": saved.cosines_N.min().item(), "mean": saved.cosines_N.mean().item()},
+    }
+
+
+def write_cards(results: dict[str, Any], config: TrainConfig, encoder: Encoder, folder: RunFolder) -> None:
+    """A README beside the merged model, and one beside the adapter in place of PEFT's own."""
+    model = CardModel(
+        dimensions=encoder.embedding_size,
+        max_length=encoder.max_length,
+        prompts={role: prompt for role, prompt in encoder.prompts.items() if prompt},
+        similarity=encoder.similarity_fn_name,
+        own_code=config.model.trust_remote_code,
+    )
+    base = base_metadata(config.model.base, config.model.revision)
+    parts: dict[Part, Any] = {"model": folder.model, "adapter": folder.adapter}
+    for part, place in parts.items():
+        if place.is_dir():
+            write_text(place / "README.md", model_card(results, config, model, base=base, part=part))

@@ -11,6 +11,7 @@ from embedtune.config import (
     METRICS,
     AdapterConfig,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     OutputConfig,
     TrainConfig,
@@ -79,6 +80,7 @@ EVERYTHING = TrainConfig(
         keep_last=1,
         dev_corpus=10,
     ),
+    evaluation=EvaluationConfig(against=("one/model", "another/model")),
     output=OutputConfig(out=Path("runs/a b"), seed=7, resume=True),
 )
 

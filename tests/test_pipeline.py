@@ -24,6 +24,7 @@ from transformers import AutoModel
 from embedtune.config import (
     METRICS,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     OutputConfig,
     TrainConfig,
@@ -87,9 +88,14 @@ def test_leaves_the_folder_of_the_contract(config: TrainConfig) -> None:
     results = json.loads((out / "results.json").read_text())
     assert results == json.loads(json.dumps(returned))
     assert results["schema"] == 1
-    for system in ("base", "tuned", "bm25"):
+    for system in ("base", "tuned", "bm25", "hybrid"):
         assert set(results[system]) == set(METRICS)
-    assert set(results["delta"]["ndcg@10"]) == {"mean", "ci95", "p_value"}
+    assert set(results["delta"]["ndcg@10"]) == {"mean", "ci95", "p_value", "detectable"}
+    for system, differences in results["delta_to"].items():
+        assert differences["mrr@10"]["mean"] == pytest.approx(results["tuned"]["mrr@10"] - results[system]["mrr@10"])
+    assert set(results["delta_to"]) == {"bm25", "hybrid"}
+    assert results["test"]["groups"] < results["data"]["test_queries"]
+    assert results["further"] == []
     assert results["delta"]["ndcg@10"]["mean"] == pytest.approx(
         results["tuned"]["ndcg@10"] - results["base"]["ndcg@10"]
     )
@@ -188,6 +194,17 @@ def test_stopped_and_resumed_ends_like_one_never_stopped(config: TrainConfig, tm
     assert resumed["tuned"] == whole["tuned"]
     assert resumed["train"]["loss"] == whole["train"]["loss"]
     assert _adapter(tmp_path / "stopped").equals(_adapter(config.output.out))
+
+
+def test_other_models_are_measured_on_the_same_test(config: TrainConfig, bare_folder: Path) -> None:
+    against = (config.model.base, str(bare_folder))
+    results = train(replace(config, evaluation=EvaluationConfig(against=against)))
+    same, other = results["further"]
+    assert (same["model"], other["model"]) == against
+    assert same["metrics"] == pytest.approx(results["base"])
+    assert same["delta"]["ndcg@10"]["mean"] == pytest.approx(results["delta"]["ndcg@10"]["mean"])
+    assert other["delta"]["ndcg@10"]["mean"] == pytest.approx(results["tuned"]["ndcg@10"] - other["metrics"]["ndcg@10"])
+    assert load_toml(config.output.out / "config.toml").evaluation.against == against
 
 
 class Notes(SilentReporter):

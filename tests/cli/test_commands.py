@@ -151,12 +151,39 @@ def test_eval_compares_two_models(
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("one more passage\nand another\n")
     command = ["eval", str(st_folder), "--test", str(pairs), "--corpus", str(corpus)]
-    assert main([*command, "--against", str(bare_folder), "--out", str(out)]) == 0
+    assert main([*command, "--against", str(bare_folder), str(st_folder), "--out", str(out)]) == 0
     results = json.loads(out.read_text())
     assert results["data"] == {"test_queries": 40, "corpus_passages": 42, "dropped": {}}
     difference = results["model"]["ndcg@10"] - results["against"]["ndcg@10"]
     assert results["delta"]["ndcg@10"]["mean"] == pytest.approx(difference)
-    assert "BM25" in capsys.readouterr().out
+    assert results["against_model"] == str(bare_folder)
+    assert [other["model"] for other in results["further"]] == [str(bare_folder), str(st_folder)]
+    assert results["further"][0] == {
+        "model": str(bare_folder), "metrics": results["against"], "delta": results["delta"]
+    }  # fmt: skip
+    same = results["further"][1]
+    assert same["metrics"] == results["model"]
+    assert same["delta"]["ndcg@10"] == {"mean": 0.0, "ci95": [0.0, 0.0], "p_value": 1.0, "detectable": 0.0}
+    to_hybrid = results["model"]["ndcg@10"] - results["hybrid"]["ndcg@10"]
+    assert results["delta_to"]["hybrid"]["ndcg@10"]["mean"] == pytest.approx(to_hybrid)
+    assert results["test"] == {"groups": 40}
+    printed = capsys.readouterr().out
+    for part in ("BM25", "hybrid", "further models", "the test set is small: 40 questions"):
+        assert part in printed
+
+
+def test_a_model_to_compare_with_that_cannot_be_loaded_is_told_before_anything_is_measured(
+    pairs: Path, st_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    against = ("--against", st_folder, tmp_path / "no-such-model")
+    assert _train(pairs, "--base", st_folder, "--out", out, *against) == 2
+    captured = capsys.readouterr()
+    assert "no-such-model" in captured.err
+    assert "Training" not in captured.out
+    assert not out.exists()
+    assert main(["eval", str(st_folder), "--test", str(pairs), *map(str, against)]) == 2
+    assert "no-such-model" in capsys.readouterr().err
 
 
 def test_eval_of_one_model_has_no_difference(pairs: Path, bare_folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from embedtune.data.collection import Collection
-from embedtune.evaluation.run import compare, evaluate_bm25, evaluate_embeddings, retrieval_task
+from embedtune.evaluation.run import (
+    compare,
+    evaluate_bm25,
+    evaluate_embeddings,
+    evaluate_hybrid,
+    retrieval_task,
+    task_groups,
+)
 
 
 @pytest.fixture
@@ -52,7 +59,7 @@ def test_embeddings_are_ranked_as_collection_ids(collection: Collection) -> None
     evaluation = evaluate_embeddings(task, queries_QE, corpus_DE)
     assert evaluation.query_ids.tolist() == [0, 1]
     assert evaluation.ranked_ids.tolist() == [[4, 1, 3, 0], [0, 1, 3, 4]]
-    assert evaluation.ranked_scores == pytest.approx(np.array([[1.0, 0.6, 0.6, 0.0], [1.0, 0.8, 0.8, 0.0]]))
+    np.testing.assert_allclose(evaluation.ranked_scores, [[1.0, 0.6, 0.6, 0.0], [1.0, 0.8, 0.8, 0.0]])
     assert evaluation.per_query["mrr@10"].tolist() == [0.5, 1.0]
     assert evaluation.means["mrr@10"] == 0.75
     assert evaluation.means["accuracy@1"] == 0.5
@@ -68,6 +75,47 @@ def test_bm25_finds_what_shares_a_word(collection: Collection) -> None:
     evaluation = evaluate_bm25(retrieval_task(collection, range(3), range(5)), collection)
     assert evaluation.per_query["accuracy@1"].tolist() == [0.0, 0.0, 1.0]
     assert evaluation.ranked_ids[0].tolist() == [4, 2, 0, 1, 3]
+
+
+def test_the_hybrid_fuses_what_was_found_and_nothing_else(collection: Collection) -> None:
+    """BM25 ranks passages 0, 1 and 3 for the first query by their ids alone, so they get nothing from it."""
+    task = retrieval_task(collection, [0, 1], range(5))
+    dense = evaluate_embeddings(task, torch.eye(2), torch.tensor([[0.3, 0.9], [0.9, 0], [0.2, 0], [0.1, 0.1], [0, 0]]))
+    bm25 = evaluate_bm25(task, collection)
+    assert bm25.ranked_ids[0].tolist() == [4, 2, 0, 1, 3]
+    hybrid = evaluate_hybrid(task, dense, bm25)
+    assert dense.ranked_ids[0].tolist() == [1, 0, 2, 3, 4]
+    assert hybrid.ranked_ids[0].tolist() == [2, 4, 1, 0, 3]
+    fused = [1 / 62 + 1 / 63, 1 / 61 + 1 / 65, 1 / 61, 1 / 62, 1 / 64]
+    assert hybrid.ranked_scores[0].tolist() == pytest.approx(fused)
+    assert evaluate_hybrid(task, bm25, dense).ranked_ids.tolist() == hybrid.ranked_ids.tolist()
+    assert hybrid.per_query["mrr@10"][0] == 1.0
+    assert hybrid.per_query["recall@10"].tolist() == [1.0, 1.0]
+
+
+def test_queries_that_share_a_right_passage_are_one_group() -> None:
+    collection = Collection(
+        queries=[f"q{i}" for i in range(6)],
+        passages=[f"p{i}" for i in range(9)],
+        qrels={0: {1: 1.0}, 1: {2: 1.0, 8: 1.0}, 2: {3: 1.0}, 3: {8: 2.0, 4: 1.0}, 4: {4: 1.0, 3: 0.0}, 5: {1: 1.0}},
+    )
+    groups = task_groups(retrieval_task(collection, range(6), range(9))).tolist()
+    assert [groups.index(group) for group in groups] == [0, 1, 2, 1, 1, 0]
+    assert sorted(set(groups)) == [0, 1, 2]
+    # Without passage 8 in the corpus, nothing ties query 1 to the others.
+    groups = task_groups(retrieval_task(collection, range(6), range(8))).tolist()
+    assert [groups.index(group) for group in groups] == [0, 1, 2, 3, 3, 0]
+
+
+def test_a_comparison_goes_by_groups(collection: Collection) -> None:
+    task = retrieval_task(collection, range(3), range(5))
+    bm25 = evaluate_bm25(task, collection)
+    perfect = evaluate_embeddings(
+        task, torch.tensor([[0.0, 1, 2, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 1, 0]]), torch.eye(5)
+    )
+    one_group = compare(bm25, perfect, seed=0, groups_Q=np.zeros(3, dtype=np.int64))
+    assert one_group["ndcg@10"].p_value == 1.0
+    assert compare(bm25, perfect, seed=0)["ndcg@10"].p_value < 1.0
 
 
 def test_rankings_stop_at_a_hundred() -> None:
@@ -99,3 +147,5 @@ def test_evaluations_of_different_queries_are_not_compared(collection: Collectio
     assert not np.array_equal(one.query_ids, other.query_ids)
     with pytest.raises(ValueError, match="not the same ones"):
         compare(one, other, seed=0)
+    with pytest.raises(ValueError, match="not the same ones"):
+        evaluate_hybrid(retrieval_task(collection, [0, 1], range(5)), one, other)

@@ -1,6 +1,6 @@
-"""Rank metrics: by hand, against trec_eval and against sentence-transformers' evaluator.
+"""Rank metrics: by hand, against trec_eval, sentence-transformers' evaluator and ranx, with ties and without.
 
-Shapes: `Q` queries, `K` ranked passages per query.
+Shapes: `Q` queries, `D` passages, `K` ranked passages per query.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from embedtune.data.collection import IdArray
-from embedtune.evaluation.metrics import rank_metrics
+from embedtune.evaluation.metrics import FloatArray, rank_metrics
+from embedtune.retrieval.topk import top_k
 
 Qrels = list[dict[int, float]]
 
@@ -134,3 +136,85 @@ def test_agrees_with_sentence_transformers(corpus: int, depth: int, most_relevan
     del theirs["precision@100"]
     ours = {name: values_Q.mean() for name, values_Q in rank_metrics(ranked_ids_QK, qrels).items()}
     assert ours == pytest.approx(theirs, rel=0, abs=1e-9)
+
+
+def tied_scores(corpus: int, distinct: int, seed: int) -> FloatArray:
+    """Scores of 40 queries for every passage, of which few are distinct, so that most rankings have ties."""
+    return np.random.default_rng(seed).integers(0, distinct, (40, corpus)).astype(np.float64)
+
+
+@pytest.mark.parametrize(("corpus", "most_relevant", "distinct"), [(300, 60, 7), (30, 20, 3), (150, 3, 40)])
+def test_a_ranking_with_ties_scores_as_in_trec_eval(corpus: int, most_relevant: int, distinct: int) -> None:
+    """Ties go to the lower id here and to the later name there, so passages are named backwards."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    scores_QD = tied_scores(corpus, distinct, seed=corpus)
+    found = top_k(torch.from_numpy(scores_QD).float(), 100)
+    _, qrels = random_task(corpus, 1, most_relevant, highest_grade=3)
+    name = [f"{corpus - passage:06d}" for passage in range(corpus)]
+    run = {str(query): dict(zip(name, row, strict=True)) for query, row in enumerate(scores_QD.tolist())}
+    judged = {
+        str(query): {name[passage]: int(grade) for passage, grade in grades.items()}
+        for query, grades in enumerate(qrels)
+    }
+    names = {"ndcg_cut.10": "ndcg@10", "map_cut.100": "map@100", "recall.100": "recall@100", "P.5": "precision@5"}
+    theirs = pytrec_eval.RelevanceEvaluator(judged, set(names)).evaluate(run)
+    ours = rank_metrics(found.ids_QK.numpy(), qrels)
+    for their_name, our_name in names.items():
+        expected_Q = [theirs[str(query)][their_name.replace(".", "_")] for query in range(len(qrels))]
+        np.testing.assert_allclose(ours[our_name], expected_Q, rtol=0, atol=1e-9, err_msg=our_name)
+
+
+@pytest.mark.parametrize(("corpus", "most_relevant", "distinct"), [(300, 60, 7), (30, 20, 3), (300, 250, 40)])
+def test_a_ranking_with_ties_scores_as_in_sentence_transformers(corpus: int, most_relevant: int, distinct: int) -> None:
+    """Theirs breaks ties by the name, so passages get names that sort as their ids. Grades are 0 or 1 there."""
+    evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
+    scores_QD = tied_scores(corpus, distinct, seed=corpus)
+    found = top_k(torch.from_numpy(scores_QD).float(), 100)
+    _, qrels = random_task(corpus, 1, most_relevant, highest_grade=1)
+    evaluator = evaluation.InformationRetrievalEvaluator(
+        queries={str(query): "" for query in range(len(qrels))},
+        corpus={f"{passage:06d}": "" for passage in range(corpus)},
+        relevant_docs={
+            str(query): {f"{passage:06d}" for passage, grade in grades.items() if grade > 0}
+            for query, grades in enumerate(qrels)
+        },
+        precision_recall_at_k=[1, 3, 5, 10, 100],
+    )
+    hits = [
+        [{"corpus_id": f"{passage:06d}", "score": score} for passage, score in enumerate(row)]
+        for row in scores_QD.tolist()
+    ]
+    theirs = evaluator.compute_metrics(hits)
+    ours = {name: values_Q.mean() for name, values_Q in rank_metrics(found.ids_QK.numpy(), qrels).items()}
+    for name, at_k in theirs.items():
+        for k, value in at_k.items():
+            if (our_name := name.replace("@k", f"@{k}")) != "precision@100":
+                assert ours[our_name] == pytest.approx(value, rel=0, abs=1e-9), our_name
+
+
+@pytest.mark.parametrize(("corpus", "depth", "most_relevant"), [(400, 100, 60), (30, 30, 20), (500, 100, 2)])
+def test_agrees_with_ranx(corpus: int, depth: int, most_relevant: int) -> None:
+    """Not among the packages of the tests: it brings numba and some twenty others, and compiles for minutes."""
+    ranx = pytest.importorskip("ranx")
+    ranked_ids_QK, qrels = random_task(corpus, depth, most_relevant, highest_grade=3)
+    run = {
+        str(query): {str(passage): float(depth - rank) for rank, passage in enumerate(row)}
+        for query, row in enumerate(ranked_ids_QK.tolist())
+    }
+    # A passage judged not relevant is left out: ranx counts it among the relevant ones.
+    judged = {
+        str(query): {str(passage): int(grade) for passage, grade in grades.items() if grade > 0}
+        for query, grades in enumerate(qrels)
+    }
+    names = {
+        "ndcg@10": "ndcg@10", "mrr@10": "mrr@10", "map@100": "map@100", "recall@100": "recall@100",
+        **{f"recall@{k}": f"recall@{k}" for k in (1, 3, 5, 10)},
+        **{f"precision@{k}": f"precision@{k}" for k in (1, 3, 5, 10)},
+        **{f"hit_rate@{k}": f"accuracy@{k}" for k in (1, 3, 5, 10)},
+    }  # fmt: skip
+    theirs = ranx.evaluate(ranx.Qrels(judged), ranx.Run(run), list(names), return_mean=False)
+    ours = rank_metrics(ranked_ids_QK, qrels)
+    # ranx sorts the queries by their names.
+    order = sorted(range(len(qrels)), key=str)
+    for their_name, name in names.items():
+        np.testing.assert_allclose(ours[name][order], theirs[their_name], rtol=0, atol=1e-9, err_msg=name)

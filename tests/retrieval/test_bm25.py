@@ -54,7 +54,9 @@ def test_working_in_chunks_does_not_change_the_result(monkeypatch: pytest.Monkey
     queries = ["cat", "dog", "stock cat", "mat", "", "price of the dog", "sat"]
     whole = bm25_search(queries, CORPUS, 4)
     monkeypatch.setattr(bm25, "_SCORES_PER_CHUNK", 2 * len(CORPUS))
-    chunked = bm25_search(queries, CORPUS, 4)
+    done: list[int] = []
+    chunked = bm25_search(queries, CORPUS, 4, on_progress=done.append)
+    assert done == [2, 2, 2, 1]
     assert torch.equal(whole.ids_QK, chunked.ids_QK)
     assert torch.equal(whole.scores_QK, chunked.scores_QK)
 

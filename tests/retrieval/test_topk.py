@@ -72,6 +72,12 @@ def test_top_k_restores_every_kind_of_score() -> None:
     assert torch.equal(found.scores_QK, scores_QD.gather(1, found.ids_QK))
 
 
+def test_progress_adds_up_to_the_queries() -> None:
+    done: list[int] = []
+    search(small_integers(23, 4, 0), small_integers(9, 4, 1), 3, chunk_size=10, on_progress=done.append)
+    assert done == [10, 10, 3]
+
+
 def test_no_queries_give_an_empty_result() -> None:
     assert search(torch.empty(0, 4), torch.zeros(9, 4), 3).ids_QK.shape == (0, 3)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 METRIC = "ndcg@10"
 """The metric that a run is judged by."""
 SIGNIFICANT = 0.05
-"""A p-value above it leaves the difference open, whatever the interval: a bootstrap of few questions is too narrow."""
+"""A p-value above it leaves the difference open, whatever the interval: that of a single question has no width."""
 
 FINE_ENOUGH = 0.05
 """A test set that shows differences of this size in `METRIC` is large enough: people who search notice them."""

@@ -21,7 +21,8 @@ def reciprocal_rank_fusion(*rankings_QK: IdArray, k: int = RRF_K) -> tuple[IdArr
 
     Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet and individual rank learning
     methods". Only ranks count, so the scores of the rankings need not be comparable. Of equal scores the lower passage
-    id goes first; equal in exact arithmetic is equal here, whichever ranking gave which rank.
+    id goes first. Scores are compared to 12 decimals: those of two rankings that differ at all differ by more, down to
+    rank 100 with the usual `k`, so sums that are equal in exact arithmetic count as equal.
 
     Args:
         rankings_QK: Two or more rankings of the same queries: passage ids, best first, each at most once a query.
@@ -50,7 +51,7 @@ def reciprocal_rank_fusion(*rankings_QK: IdArray, k: int = RRF_K) -> tuple[IdArr
     scores = np.bincount(np.cumsum(first_N) - 1, weights=1 / (k + rank_N)) if len(order_N) else np.zeros(0)
     query, passage = query_N[first_N], passage_N[first_N]
 
-    best = np.lexsort((passage, -scores, query))
+    best = np.lexsort((passage, -scores.round(12), query))
     query, passage, scores = query[best], passage[best], scores[best]
     place = np.arange(len(query)) - np.searchsorted(query, query)
     kept = place < depth

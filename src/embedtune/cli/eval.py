@@ -11,6 +11,7 @@ import tyro
 
 from embedtune.cli.console import Console
 from embedtune.cli.options import parse
+from embedtune.cli.report import check_page, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class EvalOptions:
     """A second model, to compare with on the same questions and passages."""
     out: Path | None = None
     """File to write the results to, as JSON."""
+    report: Path | None = None
+    """File to write the report to, as HTML."""
     anchor_column: str | None = None
     """Column of the questions, if its name is not recognised."""
     positive_column: str | None = None
@@ -44,8 +47,10 @@ class EvalOptions:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Evaluate, print the table, write the JSON if asked to."""
+    """Evaluate, print the table, write the JSON and the page if asked to."""
     options = parse(EvalOptions, arguments, command="eval")
+    if options.report is not None:
+        check_page(options.report)
     console = Console()
     console.note("loading libraries")
     from embedtune.config import DataConfig, ModelConfig
@@ -73,3 +78,6 @@ def main(arguments: Sequence[str]) -> None:
     console.comparison(results)
     if options.out is not None:
         console.note(f"results: {options.out}")
+    if options.report is not None:
+        write_report(results, options.report, folder=options.report.parent)
+        console.note(f"report: {options.report}")

@@ -9,6 +9,10 @@ METRIC = "ndcg@10"
 """The metric that a run is judged by."""
 SIGNIFICANT = 0.05
 """A p-value above it leaves the difference open, whatever the interval: a bootstrap of few questions is too narrow."""
+FEWEST_GROUPS = 50
+"""Independent groups of test questions below which intervals are rough."""
+LARGEST_DETECTABLE = 0.05
+"""A test set that would miss a larger true difference than this is called small."""
 
 Outcome = Literal["better", "worse", "open"]
 
@@ -31,6 +35,20 @@ def verdict(results: Mapping[str, Any]) -> str:
         f"to {results['tuned'][METRIC]:.3f}, {signed(difference['mean'])} ({_evidence(difference)})"
         f"{_bm25_ahead(results)}."
     )
+
+
+def too_small(results: Mapping[str, Any]) -> str | None:
+    """A warning if the test set can show large differences only; None if it is large enough or that is not known.
+
+    Args:
+        results: the content of `results.json`; read are "test", "data" and the "detectable" difference, if there.
+    """
+    groups = results.get("test", {}).get("groups", results["data"]["test_queries"])
+    detectable = results.get("delta", {}).get(METRIC, {}).get("detectable")
+    if groups >= FEWEST_GROUPS and (detectable is None or detectable <= LARGEST_DETECTABLE):
+        return None
+    missed = "" if detectable is None else f" A true difference below {detectable:.3f} {METRIC.upper()} may go unseen."
+    return f"The test set is small: {groups:,} independent {'group' if groups == 1 else 'groups'} of questions.{missed}"
 
 
 def outcome(difference: Mapping[str, Any]) -> Outcome:

@@ -28,7 +28,11 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(ReportOptions, arguments, command="report")
     results = options.source / "results.json" if options.source.is_dir() else options.source
     # Several evaluations may lie in one folder.
-    page = results.with_name("report.html") if results.name == "results.json" else results.with_name(f"{results.stem}.html")
+    page = (
+        results.with_name("report.html")
+        if results.name == "results.json"
+        else results.with_name(f"{results.stem}.html")
+    )
     check_page(page)
     write_report(read_results(results), page, folder=results.parent)
     Console().note(f"report: {page}")
@@ -52,7 +56,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged or no JSON ({error}); {hint}.") from error
     if not isinstance(results, dict) or "schema" not in results:
-        raise DataError(f"{path} holds no results of embedtune: there is no \"schema\" in it; {hint}.")
+        raise DataError(f'{path} holds no results of embedtune: there is no "schema" in it; {hint}.')
     if results["schema"] != SCHEMA:
         raise DataError(
             f"{path} has schema {results['schema']!r}, expected {SCHEMA}.\n"
@@ -98,4 +102,6 @@ def write_report(results: dict[str, Any], page: Path, *, folder: Path) -> None:
     try:
         write_text(page, html)
     except OSError as error:
-        raise OutputError(f"{page} can't be written: {error.strerror}.\nType the path of a folder you may write to.") from error
+        raise OutputError(
+            f"{page} can't be written: {error.strerror}.\nType the path of a folder you may write to."
+        ) from error

@@ -63,7 +63,9 @@ def audit(data: Mapping[str, Any]) -> Audit:
 def _dropped(dropped: Mapping[str, int] | None) -> Facts | None:
     if dropped is None:
         return None
-    return [(count(number), DROPPED.get(reason, reason.replace("_", " "))) for reason, number in dropped.items() if number]
+    return [
+        (count(number), DROPPED.get(reason, reason.replace("_", " "))) for reason, number in dropped.items() if number
+    ]
 
 
 def _remarks(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -74,7 +76,9 @@ def _remarks(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     near = data.get("near_duplicates")
     if near:
         found = (
-            f"{counted(near['passages'], 'passage')} in {counted(near['groups'], 'group')}" if near["passages"] else "none"
+            f"{counted(near['passages'], 'passage')} in {counted(near['groups'], 'group')}"
+            if near["passages"]
+            else "none"
         )
         remarks.append(("Near-duplicates", f"{found} (at least {near['threshold']:g} alike)"))
     truncated = data.get("truncated_passages")

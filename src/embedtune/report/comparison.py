@@ -200,9 +200,10 @@ def _breakdown(
     with_delta = [one for one in entry["bins"] if one.get("delta")]
     intervals = [
         Interval(
-            text.shortened(one["label"], 22),
-            one["delta"]["mean"],
-            *one["delta"]["ci95"],
+            text.cut(one["label"], 24),
+            mean=one["delta"]["mean"],
+            low=one["delta"]["ci95"][0],
+            high=one["delta"]["ci95"][1],
             style=difference_outcome(one["delta"]),
         )
         for one in with_delta

@@ -14,7 +14,6 @@ from embedtune.report.comparison import Row, Table, evidence
 from embedtune.report.systems import NAMES, lead, reference
 from embedtune.report.verdict import METRIC
 
-
 KEPT = 0.95
 """Share of the full vectors' quality that smaller ones have to keep to be named."""
 
@@ -67,7 +66,7 @@ def sizes(results: Mapping[str, Any]) -> Sizes | None:
         )
         for entry in entries
     ]
-    columns = ["A million", text.breakable(METRIC.upper()), "of full", text.breakable("Recall@100")]
+    columns = ["A million", METRIC.upper(), "of full", text.breakable("Recall@100")]
     return Sizes(_size_chart(entries), columns, rows, _smallest_that_keeps(entries))
 
 
@@ -115,9 +114,7 @@ def _blend_chart(blend: Mapping[str, Any]) -> tuple[str, Markup] | None:
     if not points:
         return None
     caption = f"Up: {text.metric_name(blend.get('metric', METRIC))} on the dev set. Right: general tasks"
-    chart = blend_chart(
-        "blend", caption, points, recommended=blend.get("recommended"), used=blend.get("used")
-    )
+    chart = blend_chart("blend", caption, points, recommended=blend.get("recommended"), used=blend.get("used"))
     return caption, chart
 
 
@@ -158,10 +155,10 @@ def _smallest_that_keeps(entries: list[Mapping[str, Any]]) -> str:
     smallest = min(kept, key=lambda entry: float(entry["bytes"]))
     if smallest["bytes"] >= full["bytes"]:
         return f"No smaller size keeps {100 * KEPT:.0f}\N{NO-BREAK SPACE}% of the full vectors' {METRIC.upper()}."
+    quality, storage = (100 * smallest[key] / full[key] for key in (METRIC, "bytes"))
     return (
-        f"{smallest['dimensions']:,} × {smallest['precision']} keeps {100 * smallest[METRIC] / full[METRIC]:.1f} % of the "
-        f"full vectors' {METRIC.upper()} in {100 * smallest['bytes'] / full['bytes']:.1f} % of the storage: the smallest "
-        f"that keeps at least {100 * KEPT:.0f} %."
+        f"{smallest['dimensions']:,} × {smallest['precision']} keeps {quality:.1f} % of the full vectors' "
+        f"{METRIC.upper()} in {storage:.1f} % of the storage: the smallest that keeps at least {100 * KEPT:.0f} %."
     ).replace(" %", "\N{NO-BREAK SPACE}%")
 
 

@@ -10,7 +10,7 @@ from embedtune.report.systems import lead, reference, reference_phrase, short_mo
 from embedtune.report.text import counted, metric_name, shortened
 from embedtune.report.verdict import METRIC, Outcome, outcome, signed, too_small, verdict
 
-Answer = Literal["yes", "no", "open"]
+Answer = Literal["yes", "no", "open", "higher", "lower"]
 
 _ANSWERS: dict[Outcome, Answer] = {"better": "yes", "worse": "no", "open": "open"}
 _BREAKDOWNS = {
@@ -23,13 +23,16 @@ _BREAKDOWNS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One question that somebody who decides would ask; "yes" always speaks for the model."""
+    """One question that somebody who decides would ask; "yes" always speaks for the model.
+
+    "higher" and "lower" are for numbers that were compared without an interval: they show nothing.
+    """
 
     question: str
     answer: Answer
     evidence: str
     decides: bool = True
-    """Whether a "no" is a reason not to ship the model by itself."""
+    """Whether a "no" is a reason against shipping the model by itself."""
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -77,8 +80,11 @@ def recommendation(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
         return "No: it ranks worse than the base model."
     if gain == "open":
         return "Not on this evidence: no gain over the base model can be shown."
-    if any(finding.answer == "no" and finding.decides for finding in found):
-        return "Yes, if you can live with what is answered No below."
+    bm25 = results.get("delta_to", {}).get("bm25", {}).get(METRIC)
+    if bm25 is not None and outcome(bm25) == "worse":
+        return "Not alone: plain word search (BM25) does better."
+    if any(finding.answer in ("no", "lower") and finding.decides for finding in found):
+        return "Yes, if you can live with what speaks against it below."
     if too_small(results) is not None:
         return "Probably: the gain shows, but the test set is small."
     return "Yes, as far as this test set tells."
@@ -113,7 +119,7 @@ def _against_bm25(results: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(question, _ANSWERS[outcome(difference)], f"{METRIC.upper()} {_evidence(difference)}")
         return
     value, bm25 = (round(results[key][METRIC], 3) for key in (lead(results), "bm25"))
-    answer: Answer = "yes" if value > bm25 else "no" if value < bm25 else "open"
+    answer: Answer = "higher" if value > bm25 else "lower" if value < bm25 else "open"
     yield Finding(question, answer, f"{METRIC.upper()} {value:.3f} against {bm25:.3f}; no interval was computed")
 
 
@@ -151,7 +157,9 @@ def _forgetting(results: Mapping[str, Any]) -> Iterator[Finding]:
         return
     worse = [entry for entry in sets if difference_outcome(entry["delta"]) == "worse"]
     if worse:
-        lost = "; ".join(f"{entry['name']} {metric_name(entry['metric'])} {_evidence(entry['delta'])}" for entry in worse)
+        lost = "; ".join(
+            f"{entry['name']} {metric_name(entry['metric'])} {_evidence(entry['delta'])}" for entry in worse
+        )
         yield Finding("As good as before on general tasks?", "no", lost)
         return
     largest = min(sets, key=lambda entry: float(entry["delta"]["mean"]))
@@ -178,5 +186,3 @@ def _breakdown(results: Mapping[str, Any]) -> Iterator[Finding]:
 def _evidence(difference: Mapping[str, Any], interval: str = "") -> str:
     low, high = difference["ci95"]
     return f"{signed(difference['mean'])} ({interval}{signed(low)} to {signed(high)})"
-
-

@@ -21,8 +21,11 @@ from embedtune.report.cost import cost, sizes
 from embedtune.report.findings import findings, headline, recommendation
 from embedtune.report.questions import questions, suspects
 from embedtune.report.systems import lead, lead_phrase, reference
-from embedtune.report.text import Facts, count, duration, gibibytes, metric_name, present, rate, typeset
+from embedtune.report.text import Facts, count, duration, gibibytes, metric_name, present, rate, shortened, typeset
 from embedtune.report.verdict import METRIC, too_small
+
+LONGEST_FACT = 300
+"""Characters of a name or a path."""
 
 
 def build_html(results: Mapping[str, Any], folder: Path) -> str:
@@ -39,11 +42,12 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
     page = _template().render(
         metric=METRIC.upper(),
         trained=trained,
-        title=results["base_model"],
+        title=shortened(results["base_model"], LONGEST_FACT),
         headline=typeset(headline(results)).partition(": "),
         warning=typeset(too_small(results) or ""),
         recommendation=recommendation(results, found),
         findings=[(one.question, one.answer, typeset(one.evidence)) for one in found],
+        intervals=bool(results.get("delta") or results.get("delta_to")),
         setup=_setup(results),
         phrase=lead_phrase(results),
         reference=reference(results),
@@ -67,7 +71,9 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
         reproduce=f"embedtune train --config {shlex.quote(str(folder / 'config.toml'))} --out ANOTHER_FOLDER",
         rebuild=f"embedtune report {shlex.quote(str(folder))}",
         speed=_speed_facts(train, environment),
-        environment=[(key.replace("_", " "), str(value)) for key, value in environment.items()],
+        environment=[
+            (key.replace("_", " "), shortened(str(value), LONGEST_FACT)) for key, value in environment.items()
+        ],
     )
     # A lone surrogate, which JSON may hold, has no UTF-8: the page can always be written.
     return page.encode("utf-8", "replace").decode("utf-8")
@@ -87,7 +93,7 @@ def _template() -> Template:
 def _setup(results: Mapping[str, Any]) -> Facts:
     first = ("base_model", "base model") if lead(results) == "tuned" else ("base_model", "model")
     names = (first, ("against_model", "against"), ("method", "method"), ("seed", "seed"), ("embedtune", "embedtune"))
-    return [(name, str(results[key])) for key, name in names if results.get(key) is not None]
+    return [(name, shortened(str(results[key]), LONGEST_FACT)) for key, name in names if results.get(key) is not None]
 
 
 def _training_charts(train: Mapping[str, Any]) -> list[tuple[str, Markup]]:

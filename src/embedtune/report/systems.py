@@ -46,6 +46,7 @@ def reference_phrase(results: Mapping[str, Any]) -> str:
 
 
 def short_model_name(model: str) -> str:
-    """A hub id as it is; of a folder's path the last two parts."""
+    """A hub id as it is; of a folder's path the last two parts. What would turn the text around it is left out."""
     path = PurePath(model)
-    return model if not path.is_absolute() else "/".join(path.parts[-2:])
+    name = "/".join(path.parts[-2:]) if path.is_absolute() else model
+    return "".join(character for character in name if character.isprintable())

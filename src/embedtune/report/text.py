@@ -69,6 +69,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def cut(words: str, most: int) -> str:
+    """Words that have to fit a line, their end left out."""
+    return words if len(words) <= most else words[: most - 1].rstrip() + "…"
+
+
 def shortened(name: str, most: int) -> str:
     """A name that has to fit a line, its middle left out: both ends of a path or hub id tell more."""
     if len(name) <= most:

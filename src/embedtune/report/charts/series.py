@@ -44,7 +44,7 @@ def recall_chart(name: str, title: str, series: Sequence[Series]) -> Markup:
     ranks = [rank for rank, _ in series[0].points]
     values = [value for one in series for _, value in one.points]
     marks = ticks(min(values), max(values))
-    x, y = Scale(math.log(ranks[0]), math.log(max(ranks[-1], ranks[0] + 1)), 44, WIDTH - 60), _upwards(marks)
+    x, y = Scale(math.log(ranks[0]), math.log(max(ranks[-1], ranks[0] + 1)), 44, WIDTH - 68), _upwards(marks)
     parts = grid(x, y, marks)
     for rank in ranks:
         if rank in LABELLED_RANKS:
@@ -120,8 +120,8 @@ def blend_chart(
         if label:
             anchor, shift = ("end", -1) if place[0] > WIDTH * 0.55 else ("start", 1)
             # One above its point and one below: they may be neighbours.
-            across, down = {used: (0, -13), recommended: (0, 26)}.get(point.weight, (12, 4))
-            parts.append(text(place[0] + shift * across, place[1] + down, label, "tick", anchor=anchor))
+            aside, down = {used: (0, -13), recommended: (0, 26)}.get(point.weight, (12, 4))
+            parts.append(text(place[0] + shift * aside, place[1] + down, label, "tick", anchor=anchor))
     described = ", ".join(f"weight {p.weight:g}: dev {p.dev:.3f}, forgetting {p.forgetting:.3f}" for p in points)
     marked = "".join(
         f" {what} weight: {weight:g}." for what, weight in (("Recommended", recommended), ("Used", used)) if weight

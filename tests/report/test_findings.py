@@ -66,7 +66,7 @@ def test_a_kind_of_question_that_got_worse_is_named(results: dict[str, Any]) -> 
     results["breakdown"][0]["bins"][1]["delta"] = LOSS
     worse = next(finding for finding in findings(results) if finding.question.startswith("No kind of question"))
     assert worse.answer == "no"
-    assert worse.evidence == "questions of 11 or 12 words: -0.200 (-0.250 to -0.150) (1 of 8 groups)"
+    assert worse.evidence == "questions of 11 to 12 words: -0.200 (-0.250 to -0.150) (1 of 8 groups)"
 
 
 @pytest.mark.parametrize(

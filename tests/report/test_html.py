@@ -153,7 +153,7 @@ def test_what_the_learning_curve_says_is_written_out(results: dict[str, Any], be
 def test_a_small_test_set_is_warned_about(results: dict[str, Any]) -> None:
     warning = "Careful. The test set is small"
     assert not Page(build_html(results, Path("run"))).says(warning)
-    results["data"]["test_queries"] = 49
+    results["test"] = {"groups": 49}
     assert Page(build_html(results, Path("run"))).says(warning)
 
 
@@ -200,7 +200,7 @@ def test_everything_measured_is_shown(full_results: dict[str, Any]) -> None:
         "--labels suspects.jsonl",
         "on average 5.7 of a passage's 10 nearest neighbours are still the same",
         "384 × binary keeps 96.6 % of the full vectors' NDCG@10 in 3.1 % of the storage",
-        "9 training rows dropped; they share 3 test passages and 2 test questions; 4 of them by a near-duplicate",
+        "9 training rows left out; they share 3 test passages and 2 test questions; 4 more with a near-duplicate",
         "6 passages in 3 groups (at least 0.9 alike)",
         "3 passages are longer than the 256 tokens read",
         "embedtune report run",
@@ -254,6 +254,21 @@ def test_an_evaluation_has_a_page(eval_results: dict[str, Any]) -> None:
     assert page.says('SentenceTransformer("/home/somebody/run/model")')
     for words in ("Ship it?", "Learning curve", "Repeating the run", "Tuned", "tuned model"):
         assert not page.says(words), words
+
+
+def test_the_model_compared_with_is_not_listed_twice(eval_results: dict[str, Any]) -> None:
+    eval_results["further"].insert(0, {"model": "some/encoder", "metrics": eval_results["against"], "delta": {}})
+    tables = build_html(eval_results, Path("anywhere")).partition("Further models</h3>")[2]
+    assert "example/half-tuned-encoder" in tables
+    assert "some/encoder" not in tables
+
+
+def test_without_a_second_model_the_worst_questions_are_shown(eval_results: dict[str, Any]) -> None:
+    worst = eval_results["queries"]["regressions"]
+    one = {**eval_results, "delta": {}, "queries": {"worst": worst}}
+    page = Page(build_html({key: one[key] for key in one if key != "against"}, Path("anywhere")))
+    assert page.says("Answered worst")
+    assert page.says(f"{worst[0]['query']} rank 4 First right passage Against 1 Model 4")
 
 
 def test_an_evaluation_of_one_model_has_a_page(eval_results: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedtune.report.verdict import outcome, signed, too_small, verdict
+from embedtune.report.verdict import outcome, signed, verdict
 
 
 def results(
@@ -70,13 +70,3 @@ def test_the_words_agree_with_the_numbers_as_shown() -> None:
 
 def test_any_terminal_can_print_it() -> None:
     assert verdict(results(tuned=0.5, ci95=(-0.15, -0.05), bm25=0.7)).isascii()
-
-
-def test_a_test_set_is_small_if_it_has_few_groups_or_misses_large_differences() -> None:
-    known = results(tuned=0.9, ci95=(0.25, 0.35))
-    assert too_small(known) is None
-    assert "49 independent groups" in str(too_small({**known, "test": {"groups": 49}}))
-    known["delta"]["ndcg@10"]["detectable"] = 0.05
-    assert too_small(known) is None
-    known["delta"]["ndcg@10"]["detectable"] = 0.08
-    assert "below 0.080 NDCG@10" in str(too_small(known))

@@ -11,6 +11,7 @@ from embedtune.report.text import Facts, count, counted, present
 DROPPED = {
     "duplicate_pairs": "repeat the question and passage of another row",
     "leaked_pairs": "left out of training: their question or passage is in the test or dev set",
+    "near_duplicate_pairs": "left out of training: a near-duplicate of their passage is in the test or dev set",
     "non_string": "are not text",
     "empty_anchor": "have no question",
     "empty_positive": "have no passage",
@@ -91,18 +92,19 @@ def _remarks(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _leaks(leaks: Mapping[str, Any]) -> str:
-    if not leaks.get("pairs"):
+    near = leaks.get("near_duplicates")
+    if not leaks.get("pairs") and not near:
         return "none: no training row shares a text with the held-out sets"
     shared = [
         counted(leaks[key], noun)
         for key, noun in (("test_passages", "test passage"), ("test_queries", "test question"))
         if leaks.get(key)
     ]
-    words = f"{counted(leaks['pairs'], 'training row')} dropped"
+    words = f"{counted(leaks.get('pairs', 0), 'training row')} left out"
     if shared:
         words += f"; they share {' and '.join(shared)}"
-    if leaks.get("near_duplicates"):
-        words += f"; {leaks['near_duplicates']:,} of them by a near-duplicate"
+    if near:
+        words += f"; {near:,} more with a near-duplicate of a held-out passage"
     return words
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from embedtune.report import text
 from embedtune.report.charts import Bar, Interval, Series, bar_chart, interval_chart, recall_chart
 from embedtune.report.findings import difference_outcome
-from embedtune.report.systems import NAMES, lead, present_systems, reference, short_model_name
+from embedtune.report.systems import NAMES, further_models, lead, present_systems, reference, short_model_name
 from embedtune.report.verdict import METRIC
 
 FAMILIES = {
@@ -30,8 +30,10 @@ SHOWN_FURTHER = ("ndcg@10", "accuracy@1", "recall@10")
 BREAKDOWNS = {
     "query_length": "By length of the question",
     "passage_length": "By length of the right passage",
-    "overlap": "By words shared by question and passage",
+    "overlap": "By the question's words that are in the passage",
 }
+IN_CAPTION = " of the question's words in the passage"
+"""End of a bin's label that the caption of its chart says already."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def metric_tables(results: Mapping[str, Any]) -> tuple[Table, Table | None]:
 
 def further_table(results: Mapping[str, Any]) -> Table | None:
     """The models that were compared besides, a row each; the difference is from each of them."""
-    further = results.get("further") or []
+    further = further_models(results)
     if not further:
         return None
     rows = [
@@ -128,7 +130,7 @@ def result_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     bars = [Bar(NAMES[key], results[key][METRIC], key) for key in present_systems(results)]
     bars += [
         Bar(text.shortened(short_model_name(other["model"]), 36), other["metrics"][METRIC], "further")
-        for other in results.get("further") or []
+        for other in further_models(results)
     ]
     caption = f"{METRIC.upper()} on the test questions"
     return [(caption, bar_chart("bars", caption, bars)), *_intervals(results)]
@@ -200,7 +202,7 @@ def _breakdown(
     with_delta = [one for one in entry["bins"] if one.get("delta")]
     intervals = [
         Interval(
-            text.cut(one["label"], 24),
+            text.cut(one["label"].removesuffix(IN_CAPTION), 24),
             mean=one["delta"]["mean"],
             low=one["delta"]["ci95"][0],
             high=one["delta"]["ci95"][1],

@@ -113,7 +113,7 @@ def _blend_chart(blend: Mapping[str, Any]) -> tuple[str, Markup] | None:
     points = _blend_points(blend)
     if not points:
         return None
-    caption = f"Up: {text.metric_name(blend.get('metric', METRIC))} on the dev set. Right: general tasks"
+    caption = f"Up: {text.metric_name(blend.get('metric', METRIC))} on the dev set. Right: mean score on general tasks"
     chart = blend_chart("blend", caption, points, recommended=blend.get("recommended"), used=blend.get("used"))
     return caption, chart
 
@@ -127,7 +127,7 @@ def _blend_words(blend: Mapping[str, Any]) -> str:
         return f"{saved}."
     if recommended == used:
         return f"{saved}, as recommended."
-    return f"{saved}; {_share(recommended)} is recommended."
+    return f"{saved}; {_share(recommended)} is recommended (--blend auto)."
 
 
 def _share(weight: float) -> str:

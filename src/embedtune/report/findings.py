@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from embedtune.report.systems import lead, reference, reference_phrase, short_model_name
+from embedtune.report.systems import further_models, lead, reference, reference_phrase, short_model_name
 from embedtune.report.text import counted, metric_name, shortened
 from embedtune.report.verdict import METRIC, Outcome, outcome, signed, too_small, verdict
 
@@ -16,7 +16,7 @@ _ANSWERS: dict[Outcome, Answer] = {"better": "yes", "worse": "no", "open": "open
 _BREAKDOWNS = {
     "query_length": "questions of {}",
     "passage_length": "passages of {}",
-    "overlap": "word overlap {}",
+    "overlap": "questions with {}",
 }
 """What a breakdown is by, to its bins in words."""
 
@@ -143,7 +143,7 @@ def _against_hybrid(results: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _against_further(results: Mapping[str, Any]) -> Iterator[Finding]:
-    for other in results.get("further") or []:
+    for other in further_models(results):
         difference = other.get("delta", {}).get(METRIC)
         if difference is not None:
             name = shortened(short_model_name(other["model"]), 40)

@@ -38,13 +38,14 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
     """
     train, environment, trained = results.get("train") or {}, results.get("environment") or {}, lead(results) == "tuned"
     found = findings(results)
+    warning = too_small(results) or ""
     table, more = metric_tables(results)
     page = _template().render(
         metric=METRIC.upper(),
         trained=trained,
         title=shortened(results["base_model"], LONGEST_FACT),
         headline=typeset(headline(results)).partition(": "),
-        warning=typeset(too_small(results) or ""),
+        warning=typeset(warning[:1].upper() + warning[1:]),
         recommendation=recommendation(results, found),
         findings=[(one.question, one.answer, typeset(one.evidence)) for one in found],
         intervals=bool(results.get("delta") or results.get("delta_to")),

@@ -9,7 +9,7 @@ from typing import Any
 from embedtune.report.systems import NAMES, lead, reference
 from embedtune.report.text import count, counted
 
-SHOWN_LENGTH = 500
+SHOWN_LENGTH = 600
 """Characters of a text that are shown at once."""
 MOST_LENGTH = 6_000
 """Characters of a text that the page holds: it is read, not archived."""
@@ -72,6 +72,8 @@ class Questions:
     regressions: list[Case]
     more_regressions: list[Case]
     gains: list[Case]
+    worst: list[Case]
+    """Instead of the others where there was nothing to compare with."""
 
 
 def excerpt(text: str) -> Excerpt:
@@ -88,7 +90,7 @@ def excerpt(text: str) -> Excerpt:
 def questions(results: Mapping[str, Any]) -> Questions | None:
     """How many questions changed, and the ones to read; None if that is not known."""
     entry = results.get("queries")
-    if not entry or reference(results) is None:
+    if not entry:
         return None
     counts = [(count(entry[key]), key) for key in ("better", "worse", "equal") if entry.get(key) is not None]
     regressions = [_case(case, results) for case in entry.get("regressions") or []]
@@ -97,6 +99,7 @@ def questions(results: Mapping[str, Any]) -> Questions | None:
         regressions=regressions[:OPEN_CASES],
         more_regressions=regressions[OPEN_CASES:],
         gains=[_case(case, results) for case in entry.get("gains") or []],
+        worst=[_case(case, results) for case in entry.get("worst") or []],
     )
 
 
@@ -114,11 +117,11 @@ def suspects(results: Mapping[str, Any]) -> Suspects | None:
 
 def _case(case: Mapping[str, Any], results: Mapping[str, Any]) -> Case:
     ranks = {key: place for key, place in case.get("rank", {}).items() if key in NAMES}
-    before, after = ranks.get(reference(results) or ""), ranks.get(lead(results))
+    compared, change = reference(results), _rank(ranks.get(lead(results)))
     return Case(
         query=excerpt(case["query"]),
         ranks=[(NAMES[key], _rank(ranks[key])) for key in NAMES if key in ranks],
-        change=f"{_rank(before)} → {_rank(after)}",
+        change=change if compared is None else f"{_rank(ranks.get(compared))} → {change}",
         positive=excerpt(case["positive"]),
         above=[
             Passage(f"Ranked above it, score {passage['score']:.3f}", excerpt(passage["text"]))

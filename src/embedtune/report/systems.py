@@ -45,6 +45,11 @@ def reference_phrase(results: Mapping[str, Any]) -> str:
     return short_model_name(results.get("against_model") or "the other model")
 
 
+def further_models(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Entries of the models that have no column of their own: in an evaluation the first one has."""
+    return list(results.get("further") or [])["against" in results :]
+
+
 def short_model_name(model: str) -> str:
     """A hub id as it is; of a folder's path the last two parts. What would turn the text around it is left out."""
     path = PurePath(model)

@@ -53,19 +53,25 @@ def test_a_clear_gain_is_recommended(results: dict[str, Any]) -> None:
     assert recommendation(results, findings(results)) == "Yes, as far as this test set tells."
 
 
+def test_a_loss_that_does_not_show_is_not_called_absent(results: dict[str, Any]) -> None:
+    found = answers(results)
+    assert found["Loss on general tasks?"] == "none"
+    assert found["Any kind of question worse than with the base model?"] == "none"
+
+
 def test_forgetting_stands_against_it_and_is_named(results: dict[str, Any]) -> None:
     results["forgetting"]["sets"][0]["delta"] = {"mean": -0.03, "ci95": [-0.04, -0.02]}
     found = findings(results)
-    forgetting = next(finding for finding in found if finding.question.startswith("As good as before"))
-    assert forgetting.answer == "no"
+    forgetting = next(finding for finding in found if finding.question.startswith("Loss on general"))
+    assert forgetting.answer == "loss"
     assert "STS-B" in forgetting.evidence
     assert recommendation(results, found) == "Yes, if you can live with what speaks against it below."
 
 
 def test_a_kind_of_question_that_got_worse_is_named(results: dict[str, Any]) -> None:
     results["breakdown"][0]["bins"][1]["delta"] = LOSS
-    worse = next(finding for finding in findings(results) if finding.question.startswith("No kind of question"))
-    assert worse.answer == "no"
+    worse = next(finding for finding in findings(results) if finding.question.startswith("Any kind of question"))
+    assert worse.answer == "loss"
     assert worse.evidence == "questions of 11 to 12 words: -0.200 (-0.250 to -0.150) (1 of 8 groups)"
 
 

@@ -10,7 +10,7 @@ from embedtune.report.systems import further_models, lead, reference, reference_
 from embedtune.report.text import counted, metric_name, shortened
 from embedtune.report.verdict import METRIC, Outcome, outcome, signed, too_small, verdict
 
-Answer = Literal["yes", "no", "open", "higher", "lower"]
+Answer = Literal["yes", "no", "open", "higher", "lower", "none", "loss"]
 
 _ANSWERS: dict[Outcome, Answer] = {"better": "yes", "worse": "no", "open": "open"}
 _BREAKDOWNS = {
@@ -23,16 +23,17 @@ _BREAKDOWNS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One question that somebody who decides would ask; "yes" always speaks for the model.
+    """One question that somebody who decides would ask.
 
-    "higher" and "lower" are for numbers that were compared without an interval: they show nothing.
+    "yes" speaks for the model, "no" and "loss" against it, "open" and "none" (no loss) say that nothing can be shown;
+    "higher" and "lower" are for numbers that were compared without an interval.
     """
 
     question: str
     answer: Answer
     evidence: str
     decides: bool = True
-    """Whether a "no" is a reason against shipping the model by itself."""
+    """Whether the answer can be a reason against shipping the model by itself."""
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -83,7 +84,7 @@ def recommendation(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
     bm25 = results.get("delta_to", {}).get("bm25", {}).get(METRIC)
     if bm25 is not None and outcome(bm25) == "worse":
         return "Not alone: plain word search (BM25) does better."
-    if any(finding.answer in ("no", "lower") and finding.decides for finding in found):
+    if any(finding.answer in ("no", "lower", "loss") and finding.decides for finding in found):
         return "Yes, if you can live with what speaks against it below."
     if too_small(results) is not None:
         return "Probably: the gain shows, but the test set is small."
@@ -160,13 +161,13 @@ def _forgetting(results: Mapping[str, Any]) -> Iterator[Finding]:
         lost = "; ".join(
             f"{entry['name']} {metric_name(entry['metric'])} {_evidence(entry['delta'])}" for entry in worse
         )
-        yield Finding("As good as before on general tasks?", "no", lost)
+        yield Finding("Loss on general tasks?", "loss", lost)
         return
     largest = min(sets, key=lambda entry: float(entry["delta"]["mean"]))
     yield Finding(
-        "As good as before on general tasks?",
-        "yes",
-        f"no loss shows on {counted(len(sets), 'set')}; lowest: {largest['name']} {_evidence(largest['delta'])}",
+        "Loss on general tasks?",
+        "none",
+        f"on {counted(len(sets), 'set')}; lowest: {largest['name']} {_evidence(largest['delta'])}",
     )
 
 
@@ -175,12 +176,12 @@ def _breakdown(results: Mapping[str, Any]) -> Iterator[Finding]:
     if not bins or reference(results) is None:
         return
     worse = [(by, one) for by, one in bins if outcome(one["delta"]) == "worse"]
-    question = f"No kind of question worse than with {shortened(reference_phrase(results), 40)}?"
+    question = f"Any kind of question worse than with {shortened(reference_phrase(results), 40)}?"
     if not worse:
-        yield Finding(question, "yes", f"no loss shows in any of {len(bins)} groups by length and word overlap")
+        yield Finding(question, "none", f"in {len(bins)} groups by length and word overlap")
         return
     named = "; ".join(f"{bin_name(by, one['label'])}: {_evidence(one['delta'])}" for by, one in worse)
-    yield Finding(question, "no", f"{named} ({len(worse)} of {len(bins)} groups)")
+    yield Finding(question, "loss", f"{named} ({len(worse)} of {len(bins)} groups)")
 
 
 def _evidence(difference: Mapping[str, Any], interval: str = "") -> str:

@@ -80,7 +80,9 @@ EVERYTHING = TrainConfig(
         keep_last=1,
         dev_corpus=10,
     ),
-    evaluation=EvaluationConfig(against=("one/model", "another/model"), forgetting=("sts.csv", "faq.jsonl"), blend="auto"),
+    evaluation=EvaluationConfig(
+        against=("one/model", "another/model"), forgetting=("sts.csv", "faq.jsonl"), blend="auto"
+    ),
     output=OutputConfig(out=Path("runs/a b"), seed=7, resume=True),
 )
 

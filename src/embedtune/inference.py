@@ -20,10 +20,9 @@ from embedtune.errors import ConfigError, OutputError
 from embedtune.evaluation.general import general_sets
 from embedtune.evaluation.run import Evaluation, RetrievalTask, retrieval_task
 from embedtune.evaluation.suspects import write_suspects
-from embedtune.export.run_folder import write_json, write_text
+from embedtune.export.run_folder import write_json
 from embedtune.facts import task_facts
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
 
 
@@ -33,8 +32,6 @@ class EvalOutput:
 
     results: Path | None = None
     """JSON."""
-    report: Path | None = None
-    """HTML."""
     suspects: Path | None = None
     """Suspected label errors, as JSON Lines."""
 
@@ -42,11 +39,15 @@ class EvalOutput:
         """Whether they can be written, as far as their folders tell.
 
         Raises:
-            OutputError: a folder does not exist.
+            OutputError: a folder does not exist, or is where a file should be.
         """
-        for option, path in (("out", self.results), ("report", self.report), ("suspects", self.suspects)):
+        for option, path in (("out", self.results), ("suspects", self.suspects)):
             if path is not None and not path.absolute().parent.is_dir():
                 raise OutputError(f"--{option} {path}: its folder {path.absolute().parent} does not exist.")
+            if path is not None and path.is_dir():
+                raise OutputError(
+                    f"--{option} {path} is a folder, expected a file.\nType:  --{option} {path / option}.json"
+                )
 
 
 def evaluate_models(
@@ -109,8 +110,6 @@ def evaluate_models(
         write_suspects(out.suspects, found.suspects)
     if out.results is not None:
         write_json(out.results, results)
-    if out.report is not None:
-        write_text(out.report, build_html(results, Path(model.base)))
     return results
 
 

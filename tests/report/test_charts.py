@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 from markupsafe import Markup
 
-from embedtune.report.charts import MOST_POINTS, Bar, Interval, bar_chart, dev_chart, interval_chart, loss_chart
+from embedtune.report.charts import (
+    MOST_POINTS,
+    Bar,
+    BlendPoint,
+    Interval,
+    Series,
+    bar_chart,
+    blend_chart,
+    dev_chart,
+    interval_chart,
+    loss_chart,
+    recall_chart,
+    size_chart,
+)
+from embedtune.report.charts.svg import spread
 
 HOSTILE = "<b>&\"'"
 
@@ -80,3 +95,34 @@ def test_the_kept_checkpoint_is_marked() -> None:
 @pytest.mark.parametrize("points", [[(0, 0.0)], [(0, 1.0), (1, 1.0)], [(0, 0.61234), (1, 0.61235)]])
 def test_any_evaluations_can_be_drawn(points: list[tuple[float, float]]) -> None:
     title_and_description(dev_chart("dev", "Dev", points, steps=1, best_step=None))
+
+
+def test_every_curve_is_named_and_the_names_are_apart() -> None:
+    series = [Series(name, name.lower(), [(1, 0.5), (10, 0.8), (100, 1.0)]) for name in ("Tuned", "Base", "BM25")]
+    chart = recall_chart("recall", "Recall", series)
+    names = [text for text in ElementTree.fromstring(chart).findall("text") if "name" in text.get("class", "")]
+    places = sorted(float(name.get("y", "")) for name in names)
+    assert sorted(name.text or "" for name in names) == ["BM25", "Base", "Tuned"]
+    assert min(after - before for before, after in pairwise(places)) >= 15
+    assert "Tuned 0.500 at 1, 0.800 at 10, 1.000 at 100" in title_and_description(chart)[1]
+
+
+@pytest.mark.parametrize("points", [[(1, 0.0)], [(1, 1.0), (100, 1.0)], [(1, 0.2), (3, 0.4), (7, 0.41)]])
+def test_any_curves_can_be_drawn(points: list[tuple[float, float]]) -> None:
+    title_and_description(recall_chart("recall", "Recall", [Series(HOSTILE, "tuned", points)]))
+    title_and_description(size_chart("sizes", "Sizes", [Series(HOSTILE, "size-0", points)]))
+
+
+def test_the_blend_marks_what_is_used_and_what_is_recommended() -> None:
+    points = [BlendPoint(0, 0.6, 0.92), BlendPoint(0.5, 0.9, 0.91), BlendPoint(1, 0.95, 0.88)]
+    svg = ElementTree.fromstring(blend_chart("blend", "Blend", points, recommended=0.5, used=1))
+    assert {text.text for text in svg.findall("text")} >= {"0, base", "0.5, recommended", "1, used"}
+    assert svg.find("circle[@class='kept']") is not None
+    same = blend_chart("blend", "Blend", points, recommended=1, used=1)
+    assert "1, recommended and used" in same
+    title_and_description(blend_chart("blend", "Blend", points[:1], recommended=None, used=None))
+
+
+def test_names_are_moved_apart_no_further_than_the_frame() -> None:
+    assert spread([50, 50, 50], apart=10, low=0, high=60) == [40, 50, 60]
+    assert spread([5, 90], apart=10, low=0, high=100) == [5, 90]

@@ -11,6 +11,7 @@ import tyro
 
 from embedtune.cli.console import Console
 from embedtune.cli.options import parse
+from embedtune.cli.report import check_page, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class EvalOptions:
 def main(arguments: Sequence[str]) -> None:
     """Evaluate, print the table, write the files that were asked for."""
     options = parse(EvalOptions, arguments, command="eval")
+    if options.report is not None:
+        check_page(options.report)
     console = Console()
     console.note("loading libraries")
     from embedtune.config import DataConfig, ModelConfig
@@ -77,11 +80,13 @@ def main(arguments: Sequence[str]) -> None:
         ),
         against=options.against,
         forgetting=options.forgetting,
-        out=EvalOutput(results=options.out, report=options.report, suspects=options.suspects),
+        out=EvalOutput(results=options.out, suspects=options.suspects),
         seed=options.seed,
         reporter=console,
     )
     console.comparison(results)
+    if options.report is not None:
+        write_report(results, options.report, folder=options.report.parent)
     for what, path in (("results", options.out), ("report", options.report), ("suspects", options.suspects)):
         if path is not None:
             console.note(f"{what}: {path}")

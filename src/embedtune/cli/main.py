@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "fine-tune an encoder on question/passage pairs",
     "eval": "measure retrieval with a model on a test file",
     "encode": "embed the texts of a file",
+    "report": "make the report of a run or an evaluation again",
     "push": "upload a run's model to the Hugging Face Hub",
     "demo": "the whole job on the built-in example, no network needed",
 }

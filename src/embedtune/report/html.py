@@ -1,102 +1,88 @@
-"""The report of a run: one HTML file that asks the network for nothing.
+"""The report of a run or an evaluation: one HTML file that asks the network for nothing.
 
-Here results become texts, rows and charts; how they look is in `report.html.j2`.
+Here the parts are put together; what they say is in the modules beside, how they look in `page/`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from embedtune.report.charts import Bar, Interval, bar_chart, dev_chart, interval_chart, loss_chart
-from embedtune.report.verdict import METRIC, Outcome, outcome, signed, verdict
+from embedtune.report.audit import audit
+from embedtune.report.charts import dev_chart, loss_chart
+from embedtune.report.comparison import FAMILIES, breakdowns, further_table, metric_tables, recall, result_charts
+from embedtune.report.cost import cost, sizes
+from embedtune.report.findings import findings, headline, recommendation
+from embedtune.report.questions import questions, suspects
+from embedtune.report.systems import lead, lead_phrase, reference
+from embedtune.report.text import Facts, count, duration, gibibytes, metric_name, present, rate, shortened, typeset
+from embedtune.report.verdict import METRIC, too_small
 
-SYSTEMS = {"base": "Base", "tuned": "Tuned", "bm25": "BM25"}
-"""Key in the results to the name in the report, in the order of its columns."""
-FAMILIES = {
-    "ndcg": "1 when every right passage is at the top of the first K, less the further down it is",
-    "mrr": "1 divided by the place of the first right passage, 0 if it is not among the first K",
-    "map": "mean precision at the places of the right passages among the first K",
-    "accuracy": "share of the questions with a right passage among the first K",
-    "recall": "share of a question's right passages that are among the first K",
-    "precision": "share of the first K that are right passages",
-}
-"""What the name of a metric starts with to what it means, in the order of the table."""
-DROPPED = {
-    "duplicate_pairs": "repeat the question and passage of another row",
-    "leaked_pairs": "left out of training: their question or passage is in the test or dev set",
-    "non_string": "are not text",
-    "empty_anchor": "have no question",
-    "empty_positive": "have no passage",
-    "anchor_equals_positive": "have one text as both question and passage",
-    "empty_passages": "empty passages of the corpus",
-    "non_string_negatives": "negatives that are not text",
-    "empty_negatives": "empty negatives",
-    "negatives_that_are_anchors": "negatives that repeat the question",
-    "negatives_that_are_positives": "negatives that answer the question",
-}
-"""Why something was not used, in words."""
-SHOWN_INTERVALS = ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "recall@10")
-
-Facts = list[tuple[str, str]]
-"""(what, how much) in the order shown."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric in the comparison table."""
-
-    name: str
-    values: list[str]
-    difference: str
-    interval: str
-    p_value: str
-    outcome: Outcome
-    starts_group: bool
+LONGEST_FACT = 300
+"""Characters of a name or a path."""
 
 
 def build_html(results: Mapping[str, Any], folder: Path) -> str:
-    """The report of a run as one self-contained page.
+    """The report as one self-contained page.
 
     Args:
-        results: the content of `results.json`. Parts that a run may lack ("bm25", "dev", "loss", single facts) are
-            left out of the page.
-        folder: the run's folder, as it is to appear in the commands shown.
+        results: the content of `results.json`, or what `embedtune eval` writes. Needed are "base_model", the metrics
+            of the model and the number of test questions; every part whose data are missing is left out of the page.
+        folder: the run's folder, as it is to appear in the commands shown; of no account in an evaluation.
     """
-    data, train = results.get("data", {}), results.get("train", {})
-    return _template().render(
+    train, environment, trained = results.get("train") or {}, results.get("environment") or {}, lead(results) == "tuned"
+    found = findings(results)
+    warning = too_small(results) or ""
+    table, more = metric_tables(results)
+    page = _template().render(
         metric=METRIC.upper(),
-        verdict=_typeset(verdict(results)),
-        base_model=results["base_model"],
+        trained=trained,
+        title=shortened(results["base_model"], LONGEST_FACT),
+        headline=typeset(headline(results)).partition(": "),
+        warning=typeset(warning[:1].upper() + warning[1:]),
+        recommendation=recommendation(results, found),
+        findings=[(one.question, one.answer, typeset(one.evidence)) for one in found],
+        intervals=bool(results.get("delta") or results.get("delta_to")),
         setup=_setup(results),
-        systems=[SYSTEMS[key] for key in _systems(results)],
-        rows=_rows(results),
-        families=[(_name(family) + "@K", meaning) for family, meaning in FAMILIES.items()],
-        few_questions=data["test_queries"] < 50,
+        phrase=lead_phrase(results),
+        reference=reference(results),
+        table=table,
+        more=more,
+        further=further_table(results),
+        families=[(metric_name(family) + "@K", meaning) for family, meaning in FAMILIES.items()],
         four_bit=_four_bit(results),
-        result_charts=_result_charts(results),
-        training_charts=_training_charts(train),
+        charts=result_charts(results),
+        recall=recall(results),
+        groups=results.get("test", {}).get("groups"),
+        breakdowns=breakdowns(results),
+        questions=questions(results),
+        suspects=suspects(results),
+        cost=cost(results),
+        sizes=sizes(results),
+        training=_training_charts(train),
         checkpoint=_checkpoint(train),
-        data=_data_facts(data),
-        dropped=_dropped(data.get("dropped")),
-        speed=_speed_facts(train, results.get("environment", {})),
-        environment=[(key.replace("_", " "), str(value)) for key, value in results.get("environment", {}).items()],
-        usage=_usage(folder),
+        audit=audit(results["data"]),
+        usage=_usage(str(folder / "model") if trained else results["base_model"]),
         reproduce=f"embedtune train --config {shlex.quote(str(folder / 'config.toml'))} --out ANOTHER_FOLDER",
+        rebuild=f"embedtune report {shlex.quote(str(folder))}",
+        speed=_speed_facts(train, environment),
+        environment=[
+            (key.replace("_", " "), shortened(str(value), LONGEST_FACT)) for key, value in environment.items()
+        ],
     )
+    # A lone surrogate, which JSON may hold, has no UTF-8: the page can always be written.
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("embedtune.report", ""),
+        loader=PackageLoader("embedtune.report", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -106,56 +92,9 @@ def _template() -> Template:
 
 
 def _setup(results: Mapping[str, Any]) -> Facts:
-    names = {"method": "method", "seed": "seed", "embedtune": "embedtune"}
-    return [(name, str(results[key])) for key, name in names.items() if key in results]
-
-
-def _systems(results: Mapping[str, Any]) -> list[str]:
-    return [key for key in SYSTEMS if key in results]
-
-
-def _rows(results: Mapping[str, Any]) -> list[Row]:
-    """Every metric that there is, family by family, in the order of the results within one."""
-    families = list(FAMILIES)
-
-    def place(metric: str) -> int:
-        family = metric.partition("@")[0]
-        return families.index(family) if family in families else len(families)
-
-    rows, previous = [], None
-    for metric in sorted(results["delta"], key=place):
-        difference, family = results["delta"][metric], place(metric)
-        low, high = difference["ci95"]
-        rows.append(
-            Row(
-                name=_name(metric),
-                values=[f"{results[key][metric]:.3f}" for key in _systems(results)],
-                difference=_typeset(signed(difference["mean"])),
-                interval=_typeset(f"{signed(low)} to {signed(high)}"),
-                p_value=_p_value(difference["p_value"]),
-                outcome=outcome(difference),
-                # NDCG, MRR and MAP have one row each and stand together.
-                starts_group=previous is not None and family != previous and family >= families.index("accuracy"),
-            )
-        )
-        previous = family
-    return rows
-
-
-def _result_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """(caption, chart): the ways of ranking beside each other, and the differences with their intervals."""
-    bars = [Bar(SYSTEMS[key], results[key][METRIC], key) for key in _systems(results)]
-    bar_caption = f"{METRIC.upper()} on the test questions"
-    intervals = [
-        Interval(_name(metric), results["delta"][metric]["mean"], *results["delta"][metric]["ci95"])
-        for metric in SHOWN_INTERVALS
-        if metric in results["delta"]
-    ]
-    interval_caption = "Tuned minus base, with 95\N{NO-BREAK SPACE}% intervals"
-    return [
-        (bar_caption, bar_chart("bars", bar_caption, bars)),
-        (interval_caption, interval_chart("intervals", interval_caption, intervals)),
-    ]
+    first = ("base_model", "base model") if lead(results) == "tuned" else ("base_model", "model")
+    names = (first, ("against_model", "against"), ("method", "method"), ("seed", "seed"), ("embedtune", "embedtune"))
+    return [(name, shortened(str(results[key]), LONGEST_FACT)) for key, name in names if results.get(key) is not None]
 
 
 def _training_charts(train: Mapping[str, Any]) -> list[tuple[str, Markup]]:
@@ -168,7 +107,7 @@ def _training_charts(train: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     metric = train.get("metric", METRIC)
     points = [(evaluation["step"], evaluation[metric]) for evaluation in evaluations if metric in evaluation]
     if points:
-        caption = f"{_name(metric)} on the dev set"
+        caption = f"{metric_name(metric)} on the dev set"
         steps = train.get("steps", points[-1][0])
         charts.append((caption, dev_chart("dev", caption, points, steps=steps, best_step=train.get("best_step"))))
     return charts
@@ -209,38 +148,18 @@ def _four_bit(results: Mapping[str, Any]) -> list[str]:
     return paragraphs
 
 
-def _data_facts(data: Mapping[str, Any]) -> Facts:
-    return _present(
-        data,
-        ("pairs to train on", "train_pairs", _count),
-        ("pairs to choose the checkpoint on (dev)", "dev_pairs", _count),
-        ("pairs to test on", "test_pairs", _count),
-        ("distinct test questions", "test_queries", _count),
-        ("distinct passages to search in", "corpus_passages", _count),
-    )
-
-
-def _dropped(dropped: Mapping[str, int] | None) -> Facts | None:
-    """(number, reason in words) of what was not used; None if that is not known."""
-    if dropped is None:
-        return None
-    return [
-        (_count(count), DROPPED.get(reason, reason.replace("_", " "))) for reason, count in dropped.items() if count
-    ]
-
-
 def _speed_facts(train: Mapping[str, Any], environment: Mapping[str, Any]) -> Facts:
     where = "peak GPU memory" if environment.get("device") == "cuda" else "peak memory of the process"
-    facts = _present(
+    facts = present(
         train,
-        ("training time", "seconds", _duration),
-        ("steps", "steps", _count),
-        ("pairs in a batch", "batch_size", _count),
-        ("pairs seen", "pairs", _count),
-        ("tokens seen", "tokens", _count),
-        ("pairs a second", "pairs_per_second", _rate),
-        ("tokens a second", "tokens_per_second", _rate),
-        (where, "peak_memory_bytes", _gibibytes),
+        ("training time", "seconds", duration),
+        ("steps", "steps", count),
+        ("pairs in a batch", "batch_size", count),
+        ("pairs seen", "pairs", count),
+        ("tokens seen", "tokens", count),
+        ("pairs a second", "pairs_per_second", rate),
+        ("tokens a second", "tokens_per_second", rate),
+        (where, "peak_memory_bytes", gibibytes),
     )
     trainable, total = train.get("trainable_parameters"), train.get("total_parameters")
     if trainable and total:
@@ -248,51 +167,12 @@ def _speed_facts(train: Mapping[str, Any], environment: Mapping[str, Any]) -> Fa
     return facts
 
 
-def _usage(folder: Path) -> str:
+def _usage(model: str) -> str:
     # A JSON string is a Python string, and quotes what a path may hold.
-    path = json.dumps(str(folder / "model"), ensure_ascii=False)
+    path = json.dumps(model, ensure_ascii=False)
     return (
         "from sentence_transformers import SentenceTransformer\n"
         f"model = SentenceTransformer({path})\n"
         'queries = model.encode_query(["How do I ...?"])\n'
         'passages = model.encode_document(["To do that, ..."])'
     )
-
-
-def _present(values: Mapping[str, Any], *facts: tuple[str, str, Callable[[Any], str]]) -> Facts:
-    """(label, key, format) of those keys that there are."""
-    return [(label, form(values[key])) for label, key, form in facts if values.get(key) is not None]
-
-
-def _name(metric: str) -> str:
-    """NDCG@10, but Recall@10."""
-    return metric.upper() if metric.partition("@")[0] in ("ndcg", "mrr", "map") else metric.capitalize()
-
-
-def _p_value(value: float) -> str:
-    return "<\N{NARROW NO-BREAK SPACE}0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _typeset(text: str) -> str:
-    """With minus signs in front of numbers, and a per cent sign that stays with its number."""
-    return re.sub(r"(?<!\w)-(?=\d)", "−", text).replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _gibibytes(value: float) -> str:
-    return f"{value / 2**30:.1f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

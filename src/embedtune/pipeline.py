@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from embedtune import stages
-from embedtune.config import TrainConfig, load_toml, to_toml
+from embedtune.config import TrainConfig, to_toml
 from embedtune.data.collection import Collection
+from embedtune.data.fingerprint import data_hashes
 from embedtune.data.prepare import Splits, prepare, write_splits
+from embedtune.durations import parse_seconds
+from embedtune.endings import clear_ending
 from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_bm25
-from embedtune.export.run_folder import RunFolder, write_json, write_text
+from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
 from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
@@ -24,9 +27,12 @@ from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
+from embedtune.resuming import Identity, same_settings
 from embedtune.training.checkpoint import Progress
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
+from embedtune.training.random_state import same_bits
+from embedtune.training.signals import StopRequest, stop_requests
 
 TEXTS_CHECKED = 64
 """Passages whose embeddings are compared after the saved model is loaded again."""
@@ -45,15 +51,35 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     Raises:
         UserError: the data, the base model, an option or the output folder can't be used.
         RunError: the run failed.
-        TrainingInterrupted: it was stopped; everything is saved.
+        TrainingInterrupted: it was stopped, or its time was over; everything is saved.
     """
     reporter = reporter or SilentReporter()
-    seed, resume = config.output.seed, config.output.resume
     folder = RunFolder(config.output.out)
-    folder.check(resume=resume)
+    folder.check(resume=config.output.resume)
+    time_given = config.training.max_time
+    seconds = parse_seconds(time_given, option="max-time") if time_given else None
+    with (
+        same_bits(config.training.deterministic),
+        stop_requests(seconds) as stop,
+        RunLock(folder.root) as lock,
+        clear_ending(folder, lock, stop),
+    ):
+        return _train(config, folder, lock, stop, reporter)
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, lock: RunLock, stop: StopRequest, reporter: Reporter
+) -> dict[str, Any]:
+    """The run itself; whatever ends it is told by `clear_ending`."""
+    seed, resume = config.output.seed, config.output.resume
+    if resume:
+        lock.take()
+        config = same_settings(config, folder)
+    identity = Identity(folder, resume=resume)
 
     reporter.stage("Data")
     splits = prepare(config.data, seed=seed)
+    identity.check_data(data_hashes(splits), _pairs(splits))
     plan = make_plan(config.training, len(splits.train), method=config.adapter.method, init=config.adapter.init)
     _report_splits(splits, reporter)
 
@@ -61,6 +87,9 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     keep_freed_memory()
     low_memory = config.model.memory == "low"
     encoder = stages.load(config.model, reporter, four_bit=low_memory, master_weights=config.adapter.trains_weights)
+    identity.check_base(encoder)
+    if (changed := identity.check_environment(environment(encoder.device, encoder.source.precision))) is not None:
+        reporter.warn(changed)
     check_trainable(encoder, config.adapter)
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
@@ -72,17 +101,20 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
-    training = replace(config.training, micro_batch_tokens=_settled_micro_batch(config, folder))
     trainer = stages.build_trainer(
-        encoder, splits, texts, training, plan=plan, seed=seed, out=folder.root, reporter=reporter
+        encoder, splits, texts, config.training, plan=plan, seed=seed, out=folder.root, reporter=reporter
     )
     assert trainer.micro_batch is not None
-    config = replace(config, training=replace(training, micro_batch_tokens=trainer.micro_batch.tokens))
+    config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))
     # Nothing is written until all that can be wrong with the input has been looked at.
-    folder.create()
+    if not resume:
+        folder.create()
+        lock.take()
+        folder.check(resume=False)  # another run may have been there in the meantime
     write_text(folder.config, to_toml(config))
+    write_json(folder.fingerprint, identity.now)
     write_splits(splits, folder.splits)
-    progress = trainer.run(resume=resume)
+    progress = trainer.run(resume=resume, stop=stop)
 
     reporter.stage("Test")
     trained = stages.evaluate(encoder, test, texts, reporter, label="tuned model on the test set")
@@ -94,9 +126,9 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         evaluations={"base": base, "tuned": tuned, "bm25": bm25},
         delta=compare(base, tuned, seed=seed),
         method=config.adapter.method,
-        data=_data_facts(splits, test),
+        data={**_data_facts(splits, test), "hashes": identity.now["data"]["hashes"]},
         train=_train_facts(progress, plan, config.training.metric, encoder),
-        environment=environment(encoder.device, encoder.source.precision),
+        environment={**identity.now["environment"], "base_weights": identity.now["base_weights"]},
         **quantization,
         **merge,
     )
@@ -117,13 +149,6 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
         adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),
     )
-
-
-def _settled_micro_batch(config: TrainConfig, resumed: RunFolder) -> int | None:
-    """Tokens that go through the encoder at a time, if that is settled: a resumed run's are what they were."""
-    if config.training.micro_batch_tokens is None and resumed.config.is_file():
-        return load_toml(resumed.config).training.micro_batch_tokens
-    return config.training.micro_batch_tokens
 
 
 def _absolute(source: str | None) -> Any:
@@ -212,11 +237,13 @@ def _merged_into_original(
     return tuned, {"merge": facts}
 
 
+def _pairs(splits: Splits) -> dict[str, int]:
+    return {"train": len(splits.train), "dev": len(splits.dev), "test": len(splits.test)}
+
+
 def _data_facts(splits: Splits, test: RetrievalTask) -> dict[str, Any]:
     return {
-        "train_pairs": len(splits.train),
-        "dev_pairs": len(splits.dev),
-        "test_pairs": len(splits.test),
+        **{f"{name}_pairs": pairs for name, pairs in _pairs(splits).items()},
         "test_queries": len(test.query_ids),
         "corpus_passages": len(test.passage_ids),
         "dropped": splits.dropped,

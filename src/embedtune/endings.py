@@ -12,7 +12,7 @@ from embedtune.atomic import why_not_written
 from embedtune.errors import EmbedtuneError, RunError, StorageError, TrainingInterrupted
 from embedtune.export.run_folder import RunFolder, RunLock
 from embedtune.models.memory import out_of_memory
-from embedtune.training.signals import Stopped, StopRequest
+from embedtune.training.signals import EXIT_SECONDS, Stopped, StopRequest
 
 
 @contextmanager
@@ -30,7 +30,8 @@ def clear_ending(folder: RunFolder, lock: RunLock, stop: StopRequest) -> Iterato
         RunError: memory ran out.
     """
     try:
-        yield
+        with stop.at_once(reserve=EXIT_SECONDS):
+            yield
     except Stopped:
         raise TrainingInterrupted(_stopped(folder), stop.exit_code or TrainingInterrupted.exit_code) from None
     except (EmbedtuneError, BrokenPipeError):

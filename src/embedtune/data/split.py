@@ -6,7 +6,6 @@ Shapes: `N` rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,18 +114,13 @@ def write_pairs(path: Path, pairs: Pairs, collection: Collection) -> None:
     """
     try:
         with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(pair_lines(pairs, collection))
+            for row in range(len(pairs)):
+                stream.write(json.dumps(_texts(pairs, row, collection), ensure_ascii=False) + "\n")
     except OSError as error:
         raise OutputError(
             f"'{path}' can't be written: {error.strerror or error}. "
             f"Make room, or type --out with a folder that can be written to."
         ) from error
-
-
-def pair_lines(pairs: Pairs, collection: Collection) -> Iterator[str]:
-    """The lines of the file that `write_pairs` writes."""
-    for row in range(len(pairs)):
-        yield json.dumps(_texts(pairs, row, collection), ensure_ascii=False) + "\n"
 
 
 def _texts(pairs: Pairs, row: int, collection: Collection) -> dict[str, str]:

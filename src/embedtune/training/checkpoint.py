@@ -166,7 +166,9 @@ class Checkpoints:
             _restore_schedule(trained.scheduler, trained.optimizer, state["scheduler"])
             if trained.scaler is not None and "scaler" in state:
                 trained.scaler.load_state_dict(state["scaler"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:  # the bytes are right, so it is the disk
+            raise DamagedCheckpointError(f"{folder}: this checkpoint can't be read ({error})") from error
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise OutputError(
                 f"{folder}: this checkpoint is of another run or version: {error}\n"
                 "Type:  --resume with the settings it was made with, or start again with another --out."

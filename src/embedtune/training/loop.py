@@ -37,7 +37,7 @@ from embedtune.training.microbatch import MicroBatch
 from embedtune.training.optim import build_optimizer, build_scheduler
 from embedtune.training.plan import Plan
 from embedtune.training.random_state import random_state, restore_random_state
-from embedtune.training.signals import Stopped, StopRequest, stop_requests
+from embedtune.training.signals import EXIT_SECONDS, Stopped, StopRequest, stop_requests
 from embedtune.training.state import State, Step
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ class Trainer:
         seconds = parse_seconds(time_given, option="max-time") if time_given else None
         with nullcontext(stop) if stop is not None else stop_requests(seconds) as request:
             try:
-                return self._run(request, resume=resume)
+                with request.at_once(reserve=EXIT_SECONDS):
+                    return self._run(request, resume=resume)
             except Stopped:
                 raise TrainingInterrupted(
                     "stopped; the training's checkpoints are saved.", request.exit_code or TrainingInterrupted.exit_code
@@ -162,7 +163,7 @@ class Trainer:
         # The step of the checkpoint is purged with those after it, as it may have been evaluated since; so once more.
         if progress.losses:
             state.accelerator.log({"train/loss": progress.losses[-1], "train/lr": progress.lr}, step=progress.step)
-        if state.saved is not None and not self._evaluation_is_due(progress):
+        if _is_evaluated(progress):
             self._log_evaluation(state)
 
     def _steps(self, state: State, reporter: TrainingReporter) -> None:
@@ -188,8 +189,8 @@ class Trainer:
 
     def _evaluation_is_due(self, progress: Progress) -> bool:
         """Before the first step, every `eval_steps` and after the last one, unless this step has been evaluated."""
-        done = progress.evaluations[-1]["step"] == progress.step if progress.evaluations else False
-        return not done and (progress.step % self.plan.eval_steps == 0 or progress.step == self.plan.steps)
+        due = progress.step % self.plan.eval_steps == 0 or progress.step == self.plan.steps
+        return due and not _is_evaluated(progress)
 
     def _timed_step(self, state: State) -> None:
         started = time.perf_counter()
@@ -391,6 +392,11 @@ class Trainer:
     def _what_is_saved(self) -> str:
         steps = self.checkpoints.steps()
         return f"the last good checkpoint is step {steps[-1]}." if steps else "there is no checkpoint yet."
+
+
+def _is_evaluated(progress: Progress) -> bool:
+    """Whether the last step has been."""
+    return bool(progress.evaluations) and progress.evaluations[-1]["step"] == progress.step
 
 
 def _listed(texts: list[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ class StopRequest:
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.exit_code: int | None = None
         """Of the process, once somebody asked."""
-        self._held = self._raised = False
+        self._held, self._raised = True, False  # until somebody says where a request ends what runs
 
     @property
     def asked(self) -> bool:
@@ -105,12 +106,17 @@ class StopRequest:
     def _time_is_up(self) -> None:
         if not self.asked:
             self.exit_code = TrainingInterrupted.TIME_IS_UP
-            _thread.interrupt_main(signal.SIGINT)
+            if sys.platform == "win32":
+                _thread.interrupt_main(signal.SIGINT)
+            else:  # a real one also wakes a thread that waits
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 @contextmanager
 def stop_requests(seconds: float | None = None) -> Iterator[StopRequest]:
     """While open, the first SIGINT or SIGTERM is a request to stop; a second one acts as it always did.
+
+    It is held until the block opens `at_once`.
 
     Args:
         seconds: the time given; a request comes when it is over.
@@ -132,7 +138,6 @@ def stop_requests(seconds: float | None = None) -> Iterator[StopRequest]:
     for number in previous:
         signal.signal(number, ask)
     try:
-        with request.at_once(reserve=EXIT_SECONDS):
-            yield request
+        yield request
     finally:
         put_back()

@@ -148,5 +148,8 @@ class _NoCheckpoints(Checkpoints):
     def save(self, *state: Any) -> None:
         pass
 
+    def damage(self, step: int) -> None:
+        pass
+
     def load_weights(self, *step_and_model: Any) -> None:
         pass

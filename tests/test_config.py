@@ -77,7 +77,7 @@ EVERYTHING = TrainConfig(
         eval_steps=10,
         metric="recall@100",
         patience=3,
-        keep_last=1,
+        keep_last=3,
         dev_corpus=10,
     ),
     evaluation=EvaluationConfig(
@@ -191,7 +191,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (TrainingConfig, "weight_decay", -1.0),
         (TrainingConfig, "max_grad_norm", -1.0),
         (TrainingConfig, "scale", 0.0),
-        (TrainingConfig, "keep_last", 0),
+        (TrainingConfig, "keep_last", 1),
+        (TrainingConfig, "checkpoint_minutes", -1.0),
         (TrainingConfig, "dev_corpus", 0),
     ],
 )

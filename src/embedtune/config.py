@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 import tyro
 
+from embedtune.durations import parse_seconds
 from embedtune.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -237,7 +238,13 @@ class TrainingConfig:
     patience: int | None = None
     """Stop after this many evaluations without a better dev metric; never if not given."""
     keep_last: int = 2
-    """Checkpoints to keep, besides the best one."""
+    """Checkpoints to keep, besides the best one; 2 or more, as the newest may be damaged."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints, besides those at evaluations; 0 for one after every step."""
+    max_time: str | None = None
+    """Save and stop in time for the run to end within this, such as 90s, 25m or 1h30m; --resume goes on."""
+    deterministic: bool = False
+    """Have a GPU compute the same bits every time; slower. A CPU does in any case."""
     dev_corpus: int = 2_000
     """Passages to search in at each dev evaluation: the dev passages, filled up with training passages."""
 
@@ -257,7 +264,10 @@ class TrainingConfig:
         _require(self.max_grad_norm >= 0, "max-grad-norm", self.max_grad_norm, "0 (off) or more")
         _require(self.scale > 0, "scale", self.scale, "a number above 0, such as 20")
         _require(self.metric in METRICS, "metric", self.metric, f"one of {', '.join(METRICS)}")
-        _require(self.keep_last >= 1, "keep-last", self.keep_last, "1 or more checkpoints")
+        _require(self.keep_last >= 2, "keep-last", self.keep_last, "2 or more checkpoints")
+        _require(self.checkpoint_minutes >= 0, "checkpoint-minutes", self.checkpoint_minutes, "0 or more minutes")
+        if self.max_time is not None:
+            parse_seconds(self.max_time, option="max-time")
         _require(self.dev_corpus >= 1, "dev-corpus", self.dev_corpus, "1 or more passages")
 
 

@@ -11,9 +11,11 @@
     │   ├── HubError             the Hugging Face Hub refuses, or can't be reached
     │   └── MissingExtraError    a package of an extra is not installed
     ├── RunError                 the input was fine, the run failed; exit code 1
-    │   ├── NonFiniteLossError   the loss became NaN or infinite
+    │   ├── NonFiniteLossError   the loss or the weights became NaN or infinite
+    │   ├── StorageError         a file of the run can't be written or read: the disk is full, gone or damaged
     │   └── ExportMismatchError  the saved model does not embed like the trained one
-    └── TrainingInterrupted      stopped by the user; everything is saved; exit code 130
+    └── TrainingInterrupted      stopped by the user; everything is saved; exit code 130 after Ctrl-C,
+                                 143 after SIGTERM, 75 when --max-time was over
 
 Catch `UserError` to show the message and nothing else; catch `EmbedtuneError` for all of them. Every message
 says what was received, what was expected and what to type.
@@ -66,7 +68,11 @@ class RunError(EmbedtuneError):
 
 
 class NonFiniteLossError(RunError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or the weights, became NaN or infinite."""
+
+
+class StorageError(RunError):
+    """A file of the run can't be written or read; what was saved before is kept."""
 
 
 class ExportMismatchError(RunError):
@@ -74,6 +80,14 @@ class ExportMismatchError(RunError):
 
 
 class TrainingInterrupted(EmbedtuneError):
-    """The user stopped the training; a checkpoint was written."""
+    """The user stopped the run, or the time it was given is over; everything is saved.
 
-    exit_code = 130
+    Exit codes are 128 + the signal's number, as shells have it, and `TIME_IS_UP` after `--max-time`: the run did what
+    it was told, but there is no model yet, and nobody interrupted it. sysexits.h calls that EX_TEMPFAIL, "try again".
+    """
+
+    TIME_IS_UP = 75
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -10,11 +10,14 @@ import torch
 
 from embedtune import stages
 from embedtune.assessment import assess, examine
-from embedtune.config import TrainConfig, load_toml, to_toml
+from embedtune.config import TrainConfig, to_toml
+from embedtune.data.fingerprint import data_hashes
 from embedtune.data.prepare import Splits, prepare, write_splits
+from embedtune.durations import parse_seconds
+from embedtune.endings import clear_ending
 from embedtune.evaluation.general import general_sets
 from embedtune.evaluation.suspects import write_suspects
-from embedtune.export.run_folder import RunFolder, write_json, write_text
+from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import data_facts, train_facts
 from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
@@ -23,9 +26,12 @@ from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
+from embedtune.resuming import Identity, same_settings
 from embedtune.saving import blend, merged_into_original, save, write_cards
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
+from embedtune.training.random_state import same_bits
+from embedtune.training.signals import StopRequest, stop_requests
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -41,16 +47,36 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     Raises:
         UserError: the data, the base model, an option or the output folder can't be used.
         RunError: the run failed.
-        TrainingInterrupted: it was stopped; everything is saved.
+        TrainingInterrupted: it was stopped, or its time was over; everything is saved.
     """
     reporter = reporter or SilentReporter()
-    seed, resume = config.output.seed, config.output.resume
     folder = RunFolder(config.output.out)
-    folder.check(resume=resume)
+    folder.check(resume=config.output.resume)
+    time_given = config.training.max_time
+    seconds = parse_seconds(time_given, option="max-time") if time_given else None
+    with (
+        same_bits(config.training.deterministic),
+        stop_requests(seconds) as stop,
+        RunLock(folder.root) as lock,
+        clear_ending(folder, lock, stop),
+    ):
+        return _train(config, folder, lock, stop, reporter)
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, lock: RunLock, stop: StopRequest, reporter: Reporter
+) -> dict[str, Any]:
+    """The run itself; whatever ends it is told by `clear_ending`."""
+    seed, resume = config.output.seed, config.output.resume
+    if resume:
+        lock.take()
+        config = same_settings(config, folder)
+    identity = Identity(folder, resume=resume)
 
     reporter.stage("Data")
     splits = prepare(config.data, seed=seed)
     sets = general_sets(config.evaluation.forgetting)
+    identity.check_data(data_hashes(splits), {name: len(pairs) for name, pairs in splits.pairs.items()})
     plan = make_plan(config.training, len(splits.train), method=config.adapter.method, init=config.adapter.init)
     _report_splits(splits, reporter)
 
@@ -58,6 +84,9 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     keep_freed_memory()
     low_memory = config.model.memory == "low"
     encoder = stages.load(config.model, reporter, four_bit=low_memory, master_weights=config.adapter.trains_weights)
+    identity.check_base(encoder)
+    if (changed := identity.check_environment(environment(encoder.device, encoder.source.precision))) is not None:
+        reporter.warn(changed)
     check_trainable(encoder, config.adapter)
     others = stages.other_models(replace(config.model, max_length=None), config.evaluation.against)
     stages.check_loadable(others)
@@ -72,17 +101,20 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
 
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
-    training = replace(config.training, micro_batch_tokens=_settled_micro_batch(config, folder))
     trainer = stages.build_trainer(
-        encoder, splits, texts, training, plan=plan, seed=seed, out=folder.root, reporter=reporter
+        encoder, splits, texts, config.training, plan=plan, seed=seed, out=folder.root, reporter=reporter
     )
     assert trainer.micro_batch is not None
-    config = replace(config, training=replace(training, micro_batch_tokens=trainer.micro_batch.tokens))
+    config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))
     # Nothing is written until all that can be wrong with the input has been looked at.
-    folder.create()
+    if not resume:
+        folder.create()
+        lock.take()
+        folder.check(resume=False)  # another run may have been there in the meantime
     write_text(folder.config, to_toml(config))
+    write_json(folder.fingerprint, identity.now)
     write_splits(splits, folder.splits)
-    progress = trainer.run(resume=resume)
+    progress = trainer.run(resume=resume, stop=stop)
 
     reporter.stage("Test")
     sections: dict[str, Any] = {}
@@ -106,9 +138,9 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
         evaluations=found.evaluations,
         delta=found.delta,
         method=config.adapter.method,
-        data=data_facts(splits, test, texts, encoder),
+        data={**data_facts(splits, test, texts, encoder), "hashes": identity.now["data"]["hashes"]},
         train=train_facts(progress, plan, config.training.metric, encoder),
-        environment=environment(encoder.device, encoder.source.precision),
+        environment={**identity.now["environment"], "base_weights": identity.now["base_weights"]},
         **found.sections,
         **quantization,
         **sections,
@@ -137,13 +169,6 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
         ),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),
     )
-
-
-def _settled_micro_batch(config: TrainConfig, resumed: RunFolder) -> int | None:
-    """Tokens that go through the encoder at a time, if that is settled: a resumed run's are what they were."""
-    if config.training.micro_batch_tokens is None and resumed.config.is_file():
-        return load_toml(resumed.config).training.micro_batch_tokens
-    return config.training.micro_batch_tokens
 
 
 def _absolute(source: str | None) -> Any:

@@ -211,6 +211,7 @@ def build_trainer(
         reporter=reporter,
         mixed_precision="fp16" if encoder.source.precision == "fp16" else "no",
         micro_batch=micro_batch,
+        not_finite=objective.not_finite,
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from embedtune.atomic import replacing
 from embedtune.cli.main import main
 
 
@@ -64,6 +67,8 @@ def test_options_override_the_config_file(pairs: Path, st_folder: Path, tmp_path
         (["PAIRS", "--memory", "low"], "--method qlora --memory low"),
         (["PAIRS", "--start-adapter", "EMPTY"], "holds no adapter_config.json"),
         (["PAIRS", "--metric", "ndcg@7"], "one of accuracy@1"),
+        (["PAIRS", "--max-time", "25"], "expected a length of time such as 90s, 25m, 2h or 1h30m"),
+        (["PAIRS", "--keep-last", "1"], "2 or more checkpoints"),
         (["PAIRS", "--batch-size", "500"], "--batch-size 500 is more than"),
         (["PAIRS", "--max-length", "100000"], "--max-length 64 or less"),
         (["PAIRS", "--precision", "fp16", "--device", "cpu"], "--precision bf16 or"),
@@ -114,6 +119,33 @@ def test_an_unforeseen_failure_exits_with_1(
     monkeypatch.setattr("embedtune.pipeline.write_splits", fail)
     assert _train(pairs, "--base", st_folder, "--out", tmp_path / "run") == 1
     assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_ends_as_shells_expect(
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing half-written is left, after SIGTERM neither."""
+    # A shell starts what it puts in the background with SIGINT ignored.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def encode(arguments: list[str]) -> None:
+        with replacing(tmp_path / "vectors.npy") as unfinished:
+            unfinished.write_text("half")
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("embedtune.cli.encode.main", encode)
+    assert main(["encode"]) == code
+    assert capsys.readouterr().err == "embedtune: stopped.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("proxy", [None, "http://proxy.example:3128"])

@@ -27,6 +27,7 @@ from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch, embed_batch
 from embedtune.training.plan import make_plan
+from embedtune.training.random_state import same_bits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -264,3 +265,27 @@ def test_a_bad_loss_is_found_a_step_late_and_nothing_of_it_is_saved(
     with pytest.raises(RunError, match=r"the loss became nan at step 4 .*the last good checkpoint is step 0\."):
         replace(trainer, objective=sometimes_bad).run(resume=False)
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_the_same_bits_a_resumed_run_ends_like_one_never_stopped(
+    method: str, make_encoder: MakeEncoder, make_trainer: Callable[..., Trainer]
+) -> None:
+    """In fp16, so that the scale of the loss has to come back too."""
+    with same_bits(True):
+        whole = make_trainer(make_encoder(method, precision="fp16", dropout=0.1 if method == "lora" else 0.0))
+        expected = replace(whole, mixed_precision="fp16").run(resume=False)
+        stopped = make_trainer(make_encoder(method, precision="fp16", dropout=0.1 if method == "lora" else 0.0))
+        objective, calls = stopped.objective, iter(range(1, 100))
+
+        def dies(rows: IdArray) -> tuple[Tensor, int]:
+            if next(calls) == 7:
+                raise KeyboardInterrupt
+            return objective(rows)
+
+        with pytest.raises(KeyboardInterrupt):
+            replace(stopped, objective=dies, mixed_precision="fp16").run(resume=False)
+        resumed = replace(stopped, mixed_precision="fp16").run(resume=True)
+    assert resumed.losses == expected.losses
+    for one, other in zip(whole.model.parameters(), stopped.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -174,12 +174,12 @@ def test_the_best_checkpoint_wins(make_trainer: MakeTrainer) -> None:
 
 
 def test_training_that_never_helps_leaves_the_model_as_it_was(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(keep_last=1, evaluate=scripted([0.9, 0.1, 0.2, 0.3, 0.4]))
+    trainer = make_trainer(keep_last=2, evaluate=scripted([0.9, 0.1, 0.2, 0.3, 0.4]))
     before = weights(trainer)
     progress = trainer.run(resume=False)
     assert progress.best_step == 0
     assert same(weights(trainer), before)
-    assert trainer.checkpoints.steps() == [0, 12]
+    assert trainer.checkpoints.steps() == [0, 9, 12]
 
 
 def test_there_is_an_evaluation_after_the_last_step(make_trainer: MakeTrainer) -> None:
@@ -358,9 +358,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
         return {"ndcg@10": model.linear.weight.sum().item()}
 
     stopped = make_trainer(model=model, evaluate=evaluate, folder="stopped")
-    steps = 1 if evaluation == 0 else 3 * evaluation
-    with pytest.raises(TrainingInterrupted, match=f"stopped at step {steps} of 12; everything is saved"):
+    steps = 3 * evaluation
+    with pytest.raises(TrainingInterrupted, match=f"stopped at step {steps} of 12; everything is saved") as caught:
         stopped.run(resume=False)
+    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert {number: signal.getsignal(number) for number in handlers} == handlers
     assert stopped.checkpoints.steps()[-1] == steps
 
@@ -407,13 +408,13 @@ def test_a_second_signal_is_not_held_back(make_trainer: MakeTrainer, request: py
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def evaluate() -> Mapping[str, float]:
+    def objective(rows: IdArray) -> tuple[Tensor, int]:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        return {"ndcg@10": 0.0}
+        raise AssertionError("the second one was held back")
 
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(evaluate=evaluate).run(resume=False)
+        make_trainer(objective=objective).run(resume=False)
 
 
 def test_resuming_a_finished_run_trains_no_further(make_trainer: MakeTrainer) -> None:

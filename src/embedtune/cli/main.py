@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -34,7 +37,10 @@ embedtune COMMAND --help lists a command's options. With --debug errors come wit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 the run failed, 2 the input is wrong."""
+    """Run one command; returns the exit code.
+
+    0 done; 1 the run failed; 2 the input is wrong; 130 Ctrl-C, 143 SIGTERM, 75 `--max-time` is over.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -56,15 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str], debug: bool) -> int:
     try:
-        importlib.import_module(f"embedtune.cli.{command}").main(arguments)
+        with _sigterm_like_ctrl_c():
+            importlib.import_module(f"embedtune.cli.{command}").main(arguments)
     except EmbedtuneError as error:
         if debug:
             traceback.print_exc()
         print(f"embedtune: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("embedtune: stopped.", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stopped, _Terminated) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -78,6 +85,26 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
         )
         return 1
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what is half-written is removed, as after Ctrl-C."""
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _use_cache_without_network() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
     try:
         results = train(config, console)
     except TrainingInterrupted as stopped:
-        again = f"embedtune train --config {(config.output.out / 'config.toml').absolute()} --resume"
-        raise TrainingInterrupted(f"{stopped}\nTo go on, type:  {again}") from stopped
+        raise TrainingInterrupted(f"{stopped}\n{_how_to_go_on(config)}", stopped.exit_code) from stopped
     console.verdict(results, config.output.out)
     return results
+
+
+def _how_to_go_on(config: TrainConfig) -> str:
+    file = (config.output.out / "config.toml").absolute()
+    if not file.is_file():
+        return "To start again, type the same command."
+    return f"To go on, type:  embedtune train --config {shlex.quote(str(file))} --resume"

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedtune.atomic import replacing
+from filelock import FileLock, Timeout
+
+from embedtune.atomic import replacing, tidy
 from embedtune.errors import OutputError
+
+LOCK, PID = ".lock", ".pid"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def fingerprint(self) -> Path:
+        """Hashes of the data and the base model, for `--resume`."""
+        return self.root / "fingerprint.json"
+
+    @property
     def results(self) -> Path:
         return self.root / "results.json"
 
@@ -62,7 +71,7 @@ class RunFolder:
         holds_run = self.config.is_file()
         if resume and not holds_run:
             raise OutputError(f"--resume: {self.root} holds no run to go on with.\nLeave --resume out to start one.")
-        if not resume and self.root.is_dir() and any(self.root.iterdir()):
+        if not resume and self.root.is_dir() and any(not _is_ours(path) for path in self.root.iterdir()):
             content = "a run" if holds_run else "files that no run wrote"
             go_on = ", or --resume to go on with that run" if holds_run else ""
             raise OutputError(
@@ -76,7 +85,7 @@ class RunFolder:
             )
 
     def create(self) -> None:
-        """Make the folder.
+        """Make the folder, or finish there what a killed process left undone.
 
         Raises:
             OutputError: the system refuses.
@@ -85,6 +94,54 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"--out {self.root} can't be made: {error.strerror}.") from error
+
+
+class RunLock:
+    """One run at a time in a folder. The system takes the lock back when its process ends, however it ends."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = FileLock(root / LOCK)
+
+    @property
+    def held(self) -> bool:
+        return self._lock.is_locked
+
+    def take(self) -> None:
+        """Take it, and finish what a killed run left undone in the folder, which exists.
+
+        Raises:
+            OutputError: another run has it, or the folder can't be written to.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+            (self._root / PID).write_text(f"{os.getpid()}\n", encoding="utf-8")
+            tidy(self._root)
+            tidy(self._root / "splits")
+        except Timeout:
+            raise OutputError(
+                f"--out {self._root}: another run is writing there{self._owner()}; nothing was changed.\n"
+                "Wait for it to end, or type:  --out ANOTHER_FOLDER"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"--out {self._root} can't be written to: {error.strerror or error}.") from error
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _owner(self) -> str:
+        try:
+            return f" (process {(self._root / PID).read_text(encoding='utf-8').strip()})"
+        except OSError:
+            return ""
+
+
+def _is_ours(path: Path) -> bool:
+    """Left by a run that was killed before it had written anything."""
+    return path.name in (LOCK, PID) or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,13 +1,16 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, without pickle.
 
-A checkpoint is a folder `step-00000042` of three files: the trainable weights and the optimiser's moments in
-safetensors, the rest in JSON. It is written beside its place and renamed, so a folder of that name is always whole.
+A checkpoint is a folder `step-00000042` of four files: the trainable weights and the optimiser's moments in
+safetensors, the rest in JSON, and the three's checksums, which `sha256sum --check` reads. It is written beside its
+place, flushed and renamed, so a folder of that name is whole; should a disk damage it later, the checksums tell.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from embedtune.atomic import replacing
-from embedtune.errors import OutputError
+from embedtune.atomic import remove_folder, replacing, tidy
+from embedtune.errors import OutputError, StorageError
 from embedtune.training.random_state import random_state, restore_random_state
 
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, STATE, CHECKSUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"
 _SCHEDULER_KEYS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
+
+
+class DamagedCheckpointError(StorageError):
+    """Files of a checkpoint are missing or are not what was written."""
 
 
 @dataclass
@@ -41,12 +48,25 @@ class Progress:
     best_step: int = 0
     best_metric: float = float("-inf")
     evaluations_without_gain: int = 0
+    lr: float = 0.0
+    """Learning rate of the last step."""
     micro_batch_tokens: int | None = None
     """Tokens that went through the encoder at a time; fewer than at the start if memory ran out."""
     losses: list[float] = field(default_factory=list)
     """Mean loss of each step."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
     """Dev metrics with their `step`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a checkpoint is made of, beside the progress."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler | None = None
+    """Of the loss, in fp16."""
 
 
 class Checkpoints:
@@ -60,45 +80,98 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints on disk, ascending."""
+        """Steps of the checkpoints on disk, ascending."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else []
-        return sorted(int(p.name[5:]) for p in found if p.name[5:].isdigit() and (p / STATE).is_file())
+        return sorted(int(p.name[5:]) for p in found if p.name[5:].isdigit())
 
-    def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, progress: Progress
-    ) -> None:
-        """Write a checkpoint of this moment; drop the ones that are neither among the last nor the best."""
-        schedule = {key: scheduler.state_dict()[key] for key in _SCHEDULER_KEYS}
-        moments, counts = _moments(optimizer)
+    def open(self) -> None:
+        """Make the folder, or finish there what a killed process left undone.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tidy(self.folder)
+
+    def save(self, trained: Trained, progress: Progress) -> None:
+        """Write a checkpoint of this moment; drop the ones that are neither among the last nor the best.
+
+        Raises:
+            OSError, SafetensorError: it can't be written; the others are as they were.
+        """
+        schedule = {key: trained.scheduler.state_dict()[key] for key in _SCHEDULER_KEYS}
+        moments, counts = _moments(trained.optimizer)
         state = {"progress": asdict(progress), "scheduler": schedule, "optimizer": counts}
+        if trained.scaler is not None:
+            state["scaler"] = trained.scaler.state_dict()
         with replacing(self.path(progress.step)) as unfinished:
-            unfinished.mkdir(parents=True)
-            save_file(trainable_tensors(model), unfinished / WEIGHTS)
+            unfinished.mkdir()
+            save_file(trainable_tensors(trained.model), unfinished / WEIGHTS)
             save_file({**moments, **random_state()}, unfinished / OPTIMIZER)
             (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
+            sums = [f"{_checksum(unfinished / name)}  {name}\n" for name in (WEIGHTS, OPTIMIZER, STATE)]
+            (unfinished / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
         for step in self.steps()[: -self.keep_last]:
             if step != progress.best_step:
-                shutil.rmtree(self.path(step))
+                remove_folder(self.path(step))
 
-    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> Progress:
+    def load_newest(self, trained: Trained, *, warn: Callable[[str], None]) -> Progress | None:
+        """Put everything back to the newest checkpoint that is whole; None if there is no checkpoint at all.
+
+        Damaged ones are renamed to `damaged-step-...`.
+
+        Args:
+            trained: what is put back.
+            warn: is told of damaged ones.
+
+        Raises:
+            StorageError: all are damaged.
+            OutputError: the checkpoint belongs to other settings.
+        """
+        damaged = list[str]()
+        for step in reversed(self.steps()):
+            try:
+                progress = self.load(step, trained)
+            except DamagedCheckpointError as error:
+                damaged.append(str(error))
+                continue
+            for bad in [later for later in self.steps() if later > step]:
+                self._set_aside(bad)
+            for text in damaged:
+                warn(f"{text}; going on from step {step}, the one before")
+            return progress
+        if damaged:
+            raise StorageError(
+                "\n".join(damaged) + "\nNo checkpoint of this run can be used.\n"
+                "Type:  --out ANOTHER_FOLDER without --resume, to train again."
+            )
+        return None
+
+    def load(self, step: int, trained: Trained) -> Progress:
         """Put model, optimiser, schedule and random state back to that step.
 
         Raises:
-            OutputError: the checkpoint is damaged, or belongs to other settings.
+            DamagedCheckpointError: the checkpoint is damaged.
+            OutputError: it belongs to other settings.
         """
+        self._verify(step)
         folder = self.path(step)
         try:
-            self.load_weights(step, model)
-            tensors = load_file(folder / OPTIMIZER)
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            restore_random_state(tensors)
-            _restore_moments(optimizer, {**tensors, **state["optimizer"]})
-            _restore_schedule(scheduler, optimizer, state["scheduler"])
             progress = Progress(**state["progress"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            tensors = load_file(folder / OPTIMIZER)
+            _restore_weights(folder / WEIGHTS, trained.model)
+            restore_random_state(tensors)
+            _restore_moments(trained.optimizer, {**tensors, **state["optimizer"]})
+            _restore_schedule(trained.scheduler, trained.optimizer, state["scheduler"])
+            if trained.scaler is not None and "scaler" in state:
+                trained.scaler.load_state_dict(state["scaler"])
+        except (OSError, SafetensorError) as error:  # the bytes are right, so it is the disk
+            raise DamagedCheckpointError(f"{folder}: this checkpoint can't be read ({error})") from error
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise OutputError(
-                f"{folder}: this checkpoint can't be used: {error}\n"
-                "Delete that folder to resume from the one before, or start again with another --out."
+                f"{folder}: this checkpoint is of another run or version: {error}\n"
+                "Type:  --resume with the settings it was made with, or start again with another --out."
             ) from error
         return progress
 
@@ -106,13 +179,65 @@ class Checkpoints:
         """Put the trainable weights of that step into the model.
 
         Raises:
+            DamagedCheckpointError: the checkpoint is damaged.
             ValueError: the checkpoint's weights are not this model's.
         """
-        saved, own = load_file(self.path(step) / WEIGHTS), trainable_tensors(model)
-        if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in own.items()}:
-            raise ValueError("its weights have other names or shapes than this model's adapter")
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
+        self._verify(step)
+        _restore_weights(self.path(step) / WEIGHTS, model)
+
+    def best_whole(self, progress: Progress, metric: str) -> tuple[int, str | None]:
+        """The best evaluated step whose checkpoint is whole, and what is wrong with the best step's, if anything.
+
+        Raises:
+            StorageError: no evaluation's checkpoint is whole.
+        """
+        if (of_best := self.damage(progress.best_step)) is None:
+            return progress.best_step, None
+        value = {int(entry["step"]): entry[metric] for entry in progress.evaluations}
+        for step in sorted(value, key=value.__getitem__, reverse=True):
+            if self.damage(step) is None:
+                return step, of_best
+        raise StorageError(f"{of_best}, and no other evaluated checkpoint is whole.\nType:  --out ANOTHER_FOLDER")
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint: a file is missing, can't be read or is not what was written."""
+        folder = self.path(step)
+        try:
+            lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+            written = {name: sum_ for sum_, _, name in (line.partition("  ") for line in lines)}
+            bad = [n for n in (WEIGHTS, OPTIMIZER, STATE) if written.get(n) != _checksum(folder / n)]
+        except OSError as error:
+            return f"{folder}: this checkpoint can't be read ({Path(error.filename or folder).name}: {error.strerror})"
+        except UnicodeDecodeError:
+            bad = [CHECKSUMS]
+        return f"{folder}: this checkpoint is damaged ({bad[0]} is not what was written)" if bad else None
+
+    def _set_aside(self, step: int) -> None:
+        """Rename a damaged checkpoint: it is not to count as one of the last few."""
+        aside = self.folder / f"damaged-{self.path(step).name}"
+        if aside.exists():
+            remove_folder(aside)
+        os.rename(self.path(step), aside)
+
+    def _verify(self, step: int) -> None:
+        if (damage := self.damage(step)) is not None:
+            raise DamagedCheckpointError(damage)
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _restore_weights(file: Path, model: nn.Module) -> None:
+    saved, own = load_file(file), trainable_tensors(model)
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in own.items()}:
+        raise ValueError("its weights have other names or shapes than what this run trains")
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:

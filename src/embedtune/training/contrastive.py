@@ -72,6 +72,16 @@ class ContrastiveObjective:
         )
         return loss, sum(len(text) for text in texts)
 
+    @torch.no_grad()
+    def not_finite(self, rows: IdArray) -> list[str]:
+        """The texts of these rows whose embeddings are NaN or infinite, as their tokens read."""
+        batch = contrastive_batch(self.pairs, rows, self.qrels)
+        texts = [self.query_tokens[int(i)] for i in batch.query_ids]
+        texts += [self.passage_tokens[int(i)] for i in batch.passage_ids]
+        finite_B = embed_batch(self.encoder, texts, self.micro_batch).isfinite().all(dim=1)
+        bad = [texts[place] for place in (~finite_B).nonzero()[:, 0].tolist()]
+        return [self.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in bad]
+
 
 def contrastive_batch(pairs: Pairs, rows: IdArray, qrels: Mapping[int, Mapping[int, float]]) -> ContrastiveBatch:
     """Gather the distinct texts of the rows and mark every known answer among them."""

@@ -1,8 +1,8 @@
 """The step loop: forward, backward, step; evaluate, checkpoint, stop.
 
 It knows nothing of encoders or passages: the objective turns row numbers into a loss, `evaluate` returns
-metrics. Which rows come at which step is a function of the seed and the step, so a resumed run sees what it would
-have seen.
+metrics. Which rows come at which step is a function of the seed and the step, and whether an evaluation is due one of
+the progress, so a run that is resumed at any checkpoint does and sees what it would have.
 """
 
 from __future__ import annotations
@@ -11,30 +11,34 @@ import gc
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
+from embedtune.atomic import why_not_written
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import BatchOrder
 from embedtune.data.collection import IdArray, Pairs
-from embedtune.errors import NonFiniteLossError, RunError, TrainingInterrupted
+from embedtune.durations import parse_seconds
+from embedtune.errors import NonFiniteLossError, RunError, StorageError, TrainingInterrupted
 from embedtune.models.memory import out_of_memory
 from embedtune.progress import Reporter, TrainingReporter
-from embedtune.training.checkpoint import Checkpoints, Progress
+from embedtune.training.checkpoint import Checkpoints, Progress, Trained, trainable_tensors
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.optim import build_optimizer, build_scheduler
 from embedtune.training.plan import Plan
 from embedtune.training.random_state import random_state, restore_random_state
-from embedtune.training.signals import stop_on_signals
+from embedtune.training.signals import EXIT_SECONDS, Stopped, StopRequest, stop_requests
+from embedtune.training.state import State, Step
 
 logger = logging.getLogger(__name__)
 
@@ -44,36 +48,8 @@ Evaluate = Callable[[], Mapping[str, float]]
 UNREAD_STEPS = {"cpu": 0, "cuda": 1}
 """Steps whose losses may still be unread when the next one is made: a GPU is told what to do while it does the last."""
 
-
-class _Step:
-    """An optimiser step that was taken, or that a GPU has been told to take."""
-
-    def __init__(self, number: int, losses: list[Tensor], *, lr: float, pairs: int) -> None:
-        self.number, self.lr, self.pairs = number, lr, pairs
-        self._losses = torch.stack(losses).to("cpu", non_blocking=True)
-        self._copied = None
-        if losses[0].device.type == "cuda":
-            # To read a tensor of the GPU is to wait for all that it was told to do by then; this waits for the copy.
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
-
-    def loss(self) -> float:
-        """The mean over its contrastive batches."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._losses.double().mean().item()
-
-
-@dataclass
-class _State:
-    """What changes from step to step."""
-
-    accelerator: Accelerator
-    optimizer: AcceleratedOptimizer
-    scheduler: LRScheduler
-    order: BatchOrder
-    progress: Progress
-    unread: deque[_Step] = field(default_factory=deque)
+NAMED_TEXTS = 3
+"""At the most, where a loss is no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +72,71 @@ class Trainer:
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
     micro_batch: MicroBatch | None = None
     """The objective's, if it has one: made smaller where memory runs out, and kept with the checkpoints."""
+    not_finite: Callable[[IdArray], list[str]] | None = None
+    """Names texts of these rows whose embeddings are NaN or infinite."""
 
-    def run(self, *, resume: bool) -> Progress:
+    def run(self, *, resume: bool, stop: StopRequest | None = None) -> Progress:
         """Train; the model ends with the weights of the best evaluation.
+
+        Args:
+            resume: go on from the newest checkpoint, if there is any.
+            stop: the request of the run that this is a part of; made here if not given.
 
         Raises:
             NonFiniteLossError: the loss became NaN or infinite; the model has the weights of the last checkpoint.
+            StorageError: a checkpoint can't be written, or all are damaged.
             RunError: memory ran out, and smaller micro-batches would not help.
-            TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            TrainingInterrupted: Ctrl-C, SIGTERM, or `max_time` is over; a checkpoint was written.
         """
+        time_given = self.config.max_time
+        seconds = parse_seconds(time_given, option="max-time") if time_given else None
+        with nullcontext(stop) if stop is not None else stop_requests(seconds) as request:
+            try:
+                with request.at_once(reserve=EXIT_SECONDS):
+                    return self._run(request, resume=resume)
+            except Stopped:
+                raise TrainingInterrupted(
+                    "stopped; the training's checkpoints are saved.", request.exit_code or TrainingInterrupted.exit_code
+                ) from None
+
+    def _run(self, stop: StopRequest, *, resume: bool) -> Progress:
+        state = self._begin(stop, resume=resume)
+        progress = state.progress
+        self._take_up_micro_batch(progress)
+        try:
+            with stop.held(), self.reporter.training(done=progress.step, steps=self.plan.steps) as reporter:
+                self.model.train()
+                self._steps(state, reporter)
+        finally:
+            state.accelerator.end_training()
+        self._keep_to_whole_checkpoints(progress)
+        self.checkpoints.load_weights(progress.best_step, self.model)
+        return progress
+
+    def _begin(self, stop: StopRequest, *, resume: bool) -> State:
         accelerator = self._accelerator()
-        optimizer = accelerator.prepare(build_optimizer(self.model.parameters(), self.config, self.plan))
+        optimizer: AcceleratedOptimizer = accelerator.prepare(
+            build_optimizer(self.model.parameters(), self.config, self.plan)
+        )
         scheduler = build_scheduler(optimizer, self.config, self.plan)
+        trained = Trained(model=self.model, optimizer=optimizer, scheduler=scheduler, scaler=accelerator.scaler)
         order = BatchOrder(
             self.pairs, batch_size=self.plan.batch_size, seed=self.seed, passage_once=self.config.passage_once
         )
-        state = _State(accelerator, optimizer, scheduler, order, Progress())
-        saved = self.checkpoints.steps()
-        if resume and saved:
-            state.progress = self.checkpoints.load(saved[-1], self.model, optimizer, scheduler)
-            logger.info("resumed from step %d", state.progress.step)
-        self._take_up_micro_batch(state.progress)
+        state = State(accelerator, trained, order, stop, Progress())
         try:
-            self._steps(state)
-        finally:
-            accelerator.end_training()
-        self.checkpoints.load_weights(state.progress.best_step, self.model)
-        return state.progress
+            self.checkpoints.open()
+            saved = self.checkpoints.load_newest(trained, warn=self.reporter.warn) if resume else None
+        except OSError as error:
+            raise StorageError(
+                f"{self.checkpoints.folder}: {why_not_written(error, self.checkpoints.folder)}"
+            ) from error
+        if saved is not None:
+            state.progress, state.saved = saved, (saved.step, len(saved.evaluations))
+            logger.info("resumed from step %d", saved.step)
+            self._keep_to_whole_checkpoints(saved)
+        self._open_log(state, resume=resume)
+        return state
 
     def _accelerator(self) -> Accelerator:
         on_cpu = next(self.model.parameters()).device.type == "cpu"
@@ -139,47 +153,75 @@ class Trainer:
                 f"started with {accelerator.num_processes} processes, but embedtune trains in one.\n"
                 "Type:  embedtune train ...   without a launcher."
             )
-        accelerator.init_trackers("tensorboard")
         return accelerator
 
-    def _steps(self, state: _State) -> None:
+    def _open_log(self, state: State, *, resume: bool) -> None:
+        """TensorBoard's file. A resumed run's says from which step on the earlier ones no longer count."""
         progress = state.progress
-        with (
-            stop_on_signals() as stop,
-            self.reporter.training(done=progress.step, steps=self.plan.steps) as reporter,
-        ):
-            self.model.train()
-            if progress.step == 0:
-                self._evaluate(state, reporter)
-            while progress.step < self.plan.steps and not self._patience_is_out(progress):
-                self._timed_step(state)
-                self._read(state, reporter, leave=UNREAD_STEPS[state.accelerator.device.type])
-                if progress.step % self.plan.eval_steps == 0 or progress.step == self.plan.steps:
-                    self._read(state, reporter)
-                    self._evaluate(state, reporter)
-                if stop.asked:
-                    self._read(state, reporter)
-                    self._interrupt(state)
+        options = {"tensorboard": {"purge_step": progress.step}} if resume else {}
+        state.accelerator.init_trackers("tensorboard", init_kwargs=options)
+        # The step of the checkpoint is purged with those after it, as it may have been evaluated since; so once more.
+        if progress.losses:
+            state.accelerator.log({"train/loss": progress.losses[-1], "train/lr": progress.lr}, step=progress.step)
+        if _is_evaluated(progress):
+            self._log_evaluation(state)
 
-    def _timed_step(self, state: _State) -> None:
+    def _steps(self, state: State, reporter: TrainingReporter) -> None:
+        progress = state.progress
+        while True:
+            if self._evaluation_is_due(progress):
+                self._read(state, reporter)
+                self._evaluate(state, reporter)
+            if progress.step >= self.plan.steps or self._patience_is_out(progress):
+                return
+            if state.stop.seconds_left < 1.5 * state.step_seconds + state.reserve:
+                state.stop.ask(TrainingInterrupted.TIME_IS_UP)
+            if state.stop.asked:
+                self._read(state, reporter)
+                self._interrupt(state)
+            started = time.monotonic()
+            self._timed_step(state)
+            self._read(state, reporter, leave=UNREAD_STEPS[state.accelerator.device.type])
+            state.step_seconds = max(state.step_seconds, time.monotonic() - started)
+            if time.monotonic() - state.saved_at >= 60 * self.config.checkpoint_minutes:
+                self._read(state, reporter)
+                self._save(state)
+
+    def _evaluation_is_due(self, progress: Progress) -> bool:
+        """Before the first step, every `eval_steps` and after the last one, unless this step has been evaluated."""
+        due = progress.step % self.plan.eval_steps == 0 or progress.step == self.plan.steps
+        return due and not _is_evaluated(progress)
+
+    def _timed_step(self, state: State) -> None:
         started = time.perf_counter()
         self._step(state)
         state.progress.seconds += time.perf_counter() - started
 
-    def _step(self, state: _State) -> None:
+    def _step(self, state: State) -> None:
         """One optimiser step over `accumulate` contrastive batches; nothing in it waits for a GPU."""
-        progress, lr = state.progress, float(state.scheduler.get_last_lr()[0])
-        losses = self._gradients(state)
-        if self.config.max_grad_norm > 0:
-            trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-            state.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
-        state.optimizer.step()
-        state.scheduler.step()
-        state.optimizer.zero_grad()
+        progress, lr = state.progress, float(state.trained.scheduler.get_last_lr()[0])
+        optimizer = state.trained.optimizer
+        losses, rows = self._gradients(state)
+        try:
+            if self.config.max_grad_norm > 0:
+                trained = [p for group in optimizer.param_groups for p in group["params"]]
+                state.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
+            optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                f"memory ran out in the optimiser's step {progress.step + 1}, where its moments are held; "
+                f"{self._what_is_saved()}\n"
+                "Type one or more of:  --optimizer adamw8bit, a smaller --rank, --last-layers N, --method qlora."
+            ) from error
+        state.trained.scheduler.step()
+        optimizer.zero_grad()
         progress.step += 1
-        state.unread.append(_Step(progress.step, losses, lr=lr, pairs=progress.pairs))
+        progress.lr = lr
+        state.unread.append(Step(progress.step, losses, lr=lr, pairs=progress.pairs, rows=rows))
 
-    def _gradients(self, state: _State) -> list[Tensor]:
+    def _gradients(self, state: State) -> tuple[list[Tensor], list[IdArray]]:
         """Forward and backward of one step; again with smaller micro-batches where memory runs out."""
         start = random_state()
         while True:
@@ -190,7 +232,7 @@ class Trainer:
                     raise
                 what_was_done = self.micro_batch.shrink()
             # The error is gone by now, and with it the tensors that its traceback held.
-            state.optimizer.zero_grad()
+            state.trained.optimizer.zero_grad()
             gc.collect()
             torch.cuda.empty_cache()
             restore_random_state(start)
@@ -198,20 +240,21 @@ class Trainer:
             logger.warning(what_was_done)
             self.reporter.warn(what_was_done)
 
-    def _forward_backward(self, state: _State) -> list[Tensor]:
-        """The gradients of one step; returns the loss of each of its contrastive batches."""
-        progress, losses, pairs, tokens = state.progress, list[Tensor](), 0, 0
-        for part in range(self.config.accumulate):
-            rows = state.order[progress.step * self.config.accumulate + part]
+    def _forward_backward(self, state: State) -> tuple[list[Tensor], list[IdArray]]:
+        """The gradients of one step; returns the loss and the rows of each of its contrastive batches."""
+        progress, losses, tokens = state.progress, list[Tensor](), 0
+        first = progress.step * self.config.accumulate
+        batches = [state.order[number] for number in range(first, first + self.config.accumulate)]
+        for rows in batches:
             loss, embedded = self.objective(rows)
             state.accelerator.backward(loss / self.config.accumulate)
             losses.append(loss.detach())
-            pairs, tokens = pairs + len(rows), tokens + embedded
-        progress.pairs += pairs
+            tokens += embedded
+        progress.pairs += sum(map(len, batches))
         progress.tokens += tokens
-        return losses
+        return losses, batches
 
-    def _read(self, state: _State, reporter: TrainingReporter, *, leave: int = 0) -> None:
+    def _read(self, state: State, reporter: TrainingReporter, *, leave: int = 0) -> None:
         """Read the losses of the steps taken, all but the last few; check and log them."""
         progress = state.progress
         while len(state.unread) > leave:
@@ -224,37 +267,115 @@ class Trainer:
             progress.losses.append(loss)
             reporter.step(step=step.number, loss=loss, lr=step.lr, pairs_per_second=step.pairs / progress.seconds)
 
-    def _evaluate(self, state: _State, reporter: TrainingReporter) -> None:
+    def _evaluate(self, state: State, reporter: TrainingReporter) -> None:
         """Evaluate on dev, note whether it is the best so far, and write a checkpoint."""
         progress, name = state.progress, self.config.metric
-        metrics = dict(self.evaluate())
-        self.model.train()
+        self._check_weights(progress)
+        metrics = self._measure(state)
         progress.evaluations.append({"step": progress.step, **metrics})
-        state.accelerator.log({f"dev/{name}": value for name, value in metrics.items()}, step=progress.step)
         if metrics[name] > progress.best_metric:
             progress.best_metric, progress.best_step = metrics[name], progress.step
             progress.evaluations_without_gain = 0
         else:
             progress.evaluations_without_gain += 1
-        self.checkpoints.save(self.model, state.optimizer, state.scheduler, progress)
+        self._save(state)
+        self._log_evaluation(state)
         reporter.evaluated(
             step=progress.step, metric=name, value=metrics[name], best=progress.best_step == progress.step
         )
+
+    def _measure(self, state: State) -> dict[str, float]:
+        """The dev metrics. A request to stop does not wait for them: they are measured when the run is resumed."""
+        if state.stop.seconds_left < 1.2 * state.evaluation_seconds + state.reserve:
+            state.stop.ask(TrainingInterrupted.TIME_IS_UP)
+        started, start = time.monotonic(), random_state()
+        try:
+            with state.stop.at_once(reserve=state.reserve):
+                metrics = dict(self.evaluate())
+        except Stopped:
+            restore_random_state(start)
+            self._interrupt(state)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                f"memory ran out in the evaluation on the dev set at step {state.progress.step}; "
+                f"{self._what_is_saved()}\nType:  a smaller --dev-corpus or --max-length."
+            ) from error
+        self.model.train()
+        state.evaluation_seconds = max(state.evaluation_seconds, time.monotonic() - started)
+        return metrics
+
+    def _log_evaluation(self, state: State) -> None:
+        metrics = dict(state.progress.evaluations[-1])
+        step = int(metrics.pop("step"))
+        state.accelerator.log({f"dev/{name}": value for name, value in metrics.items()}, step=step)
+
+    def _save(self, state: State) -> None:
+        """Write a checkpoint, unless this moment has one."""
+        progress = state.progress
+        if state.saved == (moment := (progress.step, len(progress.evaluations))):
+            return
+        self._check_weights(progress)
+        started = time.monotonic()
+        try:
+            self.checkpoints.save(state.trained, progress)
+        except (OSError, SafetensorError) as error:
+            folder = self.checkpoints.path(progress.step)
+            raise StorageError(
+                f"the checkpoint {folder} can't be written: {why_not_written(error, folder)}.\n"
+                f"{self._what_is_saved().capitalize()}"
+            ) from error
+        state.saved, state.saved_at = moment, time.monotonic()
+        state.save_seconds = max(state.save_seconds, state.saved_at - started)
 
     def _patience_is_out(self, progress: Progress) -> bool:
         patience = self.config.patience
         return patience is not None and progress.evaluations_without_gain >= patience
 
-    def _check(self, loss: float, step: _Step) -> None:
+    def _check(self, loss: float, step: Step) -> None:
         """Raise if that is no number. The step has been taken by now: the weights of the last checkpoint come back."""
-        if not math.isfinite(loss):
-            good = self.checkpoints.steps()[-1]
-            self.checkpoints.load_weights(good, self.model)
+        if math.isfinite(loss):
+            return
+        saved = self._back_to_last_checkpoint()
+        cause = ""
+        if self.not_finite is not None:
+            texts = [text for rows in step.rows for text in self.not_finite(rows)]
+            cause = "\nWith its weights every text of that step embeds to finite numbers: the training diverged."
+            if texts:
+                cause = f"\nIts weights make no finite embedding of:{_listed(texts)}"
+        raise NonFiniteLossError(
+            f"the loss became {loss} at step {step.number} (learning rate {step.lr:.2g}); {saved}\n"
+            f"Try a lower --lr, or --precision fp32.{cause}"
+        )
+
+    def _check_weights(self, progress: Progress) -> None:
+        """Raise if a weight is no number, as after infinite gradients: that is not to be evaluated or saved."""
+        if not all(bool(tensor.isfinite().all()) for tensor in trainable_tensors(self.model).values()):
             raise NonFiniteLossError(
-                f"the loss became {loss} at step {step.number} (learning rate {step.lr:.2g}); "
-                f"the last good checkpoint is step {good}.\n"
+                f"the weights became NaN or infinite by step {progress.step}; {self._back_to_last_checkpoint()}\n"
                 "Try a lower --lr, or --precision fp32."
             )
+
+    def _back_to_last_checkpoint(self) -> str:
+        """Give the model the weights of the last checkpoint; returns which one that is, half a sentence."""
+        for step in self.checkpoints.steps()[-1:]:
+            self.checkpoints.load_weights(step, self.model)
+        return self._what_is_saved()
+
+    def _keep_to_whole_checkpoints(self, progress: Progress) -> None:
+        """If the best checkpoint was damaged, the best of those that are whole is the best from now on."""
+        if not progress.evaluations:
+            return
+        step, damage = self.checkpoints.best_whole(progress, self.config.metric)
+        if damage is None:
+            return
+        value = next(e[self.config.metric] for e in progress.evaluations if e["step"] == step)
+        self.reporter.warn(
+            f"{damage}. It was the best (dev {self.config.metric} {progress.best_metric:.4f}); "
+            f"step {step} ({value:.4f}) takes its place"
+        )
+        progress.best_step, progress.best_metric = step, value
 
     def _take_up_micro_batch(self, progress: Progress) -> None:
         """A resumed run goes on with the micro-batch it had come to, or a smaller one if that is asked for."""
@@ -262,8 +383,21 @@ class Trainer:
             sizes = [size for size in (progress.micro_batch_tokens, self.micro_batch.tokens) if size is not None]
             self.micro_batch.tokens = progress.micro_batch_tokens = min(sizes) if sizes else None
 
-    def _interrupt(self, state: _State) -> None:
-        step = state.progress.step
-        if step not in self.checkpoints.steps():
-            self.checkpoints.save(self.model, state.optimizer, state.scheduler, state.progress)
-        raise TrainingInterrupted(f"stopped at step {step} of {self.plan.steps}; everything is saved.")
+    def _interrupt(self, state: State) -> NoReturn:
+        self._save(state)
+        step, code = state.progress.step, state.stop.exit_code or TrainingInterrupted.exit_code
+        timed = f"--max-time {self.config.max_time}: " if code == TrainingInterrupted.TIME_IS_UP else ""
+        raise TrainingInterrupted(f"{timed}stopped at step {step} of {self.plan.steps}; everything is saved.", code)
+
+    def _what_is_saved(self) -> str:
+        steps = self.checkpoints.steps()
+        return f"the last good checkpoint is step {steps[-1]}." if steps else "there is no checkpoint yet."
+
+
+def _is_evaluated(progress: Progress) -> bool:
+    """Whether the last step has been."""
+    return bool(progress.evaluations) and progress.evaluations[-1]["step"] == progress.step
+
+
+def _listed(texts: list[str]) -> str:
+    return "".join(f"\n  {text!r}" for text in texts[:NAMED_TEXTS])

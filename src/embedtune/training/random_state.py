@@ -1,7 +1,8 @@
-"""torch's random state, taken and put back."""
+"""torch's random state, taken and put back, and arithmetic that gives the same bits every time."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -34,3 +35,24 @@ def random_state_kept(start: Mapping[str, Tensor] | None = None) -> Iterator[Non
         yield
     finally:
         restore_random_state(before)
+
+
+@contextmanager
+def same_bits(wanted: bool) -> Iterator[None]:
+    """While open, if wanted, torch takes no algorithm whose result depends on the order in which a GPU's threads end.
+
+    cuBLAS is told by the environment, and asks when a process first uses it.
+    """
+    if not wanted:
+        yield
+        return
+    before, memory = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it finds bugs, and costs a pass
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -201,7 +201,7 @@ def test_agrees_with_ranx(corpus: int, depth: int, most_relevant: int) -> None:
         str(query): {str(passage): float(depth - rank) for rank, passage in enumerate(row)}
         for query, row in enumerate(ranked_ids_QK.tolist())
     }
-    # A passage judged not relevant is left out: ranx counts it among the relevant ones.
+    # ranx drops passages graded below 1; of these grades that is those judged not relevant.
     judged = {
         str(query): {str(passage): int(grade) for passage, grade in grades.items() if grade > 0}
         for query, grades in enumerate(qrels)

@@ -52,7 +52,7 @@ def protocol(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
     resampled = f"{groups:,} groups of questions that share a passage" if groups else "questions"
     if "delta" in results:
         lines.append(
-            f"Intervals: paired bootstrap over {resampled}, 95 %. The checkpoint was chosen on other questions."
+            f"Intervals: Student's t over {resampled}, 95 %. The checkpoint was chosen on other questions."
         )
     return lines
 

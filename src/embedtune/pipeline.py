@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ from embedtune.training.random_state import same_bits
 from embedtune.training.signals import StopRequest, stop_requests
 
 
-def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, reporter: Reporter | None = None, *, started: float | None = None) -> dict[str, Any]:
     """Fine-tune an encoder on question/passage pairs and write the run's folder.
 
     Args:
         config: everything the run can be told.
         reporter: is told how the run goes; silent by default.
+        started: when `max_time` began, by `time.monotonic()`; now if not given.
 
     Returns:
         The content of `results.json`.
@@ -53,7 +55,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> dict[str, An
     folder = RunFolder(config.output.out)
     folder.check(resume=config.output.resume)
     time_given = config.training.max_time
-    seconds = parse_seconds(time_given, option="max-time") if time_given else None
+    spent = 0.0 if started is None else time.monotonic() - started
+    seconds = parse_seconds(time_given, option="max-time") - spent if time_given else None
     with (
         same_bits(config.training.deterministic),
         stop_requests(seconds) as stop,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train by this config with the terminal's reporter; also what `embedtune demo` does."""
+    started = time.monotonic()
     console = Console()
     console.note("loading libraries")
     from embedtune.pipeline import train
 
     try:
-        results = train(config, console)
+        results = train(config, console, started=started)
     except TrainingInterrupted as stopped:
         raise TrainingInterrupted(f"{stopped}\n{_how_to_go_on(config)}", stopped.exit_code) from stopped
     console.verdict(results, config.output.out)

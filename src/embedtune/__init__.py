@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedtune.encoding import encode_file
     from embedtune.errors import EmbedtuneError, RunError, TrainingInterrupted, UserError
     from embedtune.evaluation.run import compare
-    from embedtune.inference import evaluate_models
+    from embedtune.inference import EvalOutput, evaluate_models
     from embedtune.models.adapters import attach_adapter, make_trainable, trainable_parameters
     from embedtune.models.encoder import Encoder
     from embedtune.models.load import load_encoder
@@ -42,7 +42,7 @@ _MODULES = {
     "encoding": ("encode_file",),
     "errors": ("EmbedtuneError", "RunError", "TrainingInterrupted", "UserError"),
     "evaluation.run": ("compare",),
-    "inference": ("evaluate_models",),
+    "inference": ("EvalOutput", "evaluate_models"),
     "models.adapters": ("attach_adapter", "make_trainable", "trainable_parameters"),
     "models.encoder": ("Encoder",),
     "models.load": ("load_encoder",),
@@ -56,6 +56,7 @@ __all__ = [
     "DataConfig",
     "EmbedtuneError",
     "Encoder",
+    "EvalOutput",
     "EvaluationConfig",
     "ModelConfig",
     "OutputConfig",

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from embedtune.config import DataConfig, ModelConfig, OutputConfig, TrainConfig, from_dict
 from embedtune.pipeline import train

@@ -11,12 +11,15 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from embedtune.config import DataConfig, ModelConfig, OutputConfig, TrainConfig, from_dict
 from embedtune.pipeline import train
@@ -32,6 +35,9 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         job: "base", "pairs" and "folder", paths; "settings", of a `TrainConfig`; "kills", how many random moments;
             "every", of which so many calls that change the disk one is killed at, or 0 for none.
     """
+    # Progress bars share a lock between processes: one that is killed while it has it would stop all the others.
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
     folder, generator = Path(job["folder"]), random.Random(job["seed"])
     config = replace(
         from_dict(job["settings"], source="job"),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedtune import pipeline
+from embedtune import pipeline, saving
 from embedtune.cli.main import main
 from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig, to_toml
 from embedtune.errors import ConfigError, DataError, ModelError, OutputError, StorageError, TrainingInterrupted
@@ -235,7 +235,7 @@ def test_a_disk_that_fills_up_after_the_training(resume: Resume, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "save_merged", full)
+        patch.setattr(saving, "save_merged", full)
         with pytest.raises(StorageError, match=r"No space left on device \(.* MiB free\): make room.*\n.*are kept"):
             train(config)
     monkeypatch.setattr(Trainer, "_timed_step", never)

@@ -59,7 +59,7 @@ def paired_difference(
     and Smyth 2010).
 
     Args:
-        base_Q: A metric of the base model, one value a query.
+        base_Q: A metric of the base model, one value from 0 to 1 a query; so no end of the interval is beyond -1 or 1.
         tuned_Q: The same metric of the tuned model, for the same queries in the same order.
         seed: Of the permutations; the same seed gives the same result.
         groups_Q: Number of each query's group, any integers; each query is a group of its own if None.
@@ -76,7 +76,7 @@ def paired_difference(
     margin = float(special.stdtrit(groups - 1, 0.975)) * error if groups > 1 else 0.0
     return Difference(
         mean=mean,
-        ci95=(mean - margin, mean + margin),
+        ci95=(max(-1.0, mean - margin), min(1.0, mean + margin)),
         p_value=_sign_flip_p_value(sums_G, np.random.default_rng(seed), resamples),
         detectable=DETECTABLE_ERRORS * error if groups > 1 else 1.0,
     )

@@ -75,7 +75,8 @@ def compare_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> Tenso
     Returns:
         The cosine similarity of the two embeddings of each text, shape (N,).
     """
-    saved = SentenceTransformer(str(folder), device="cpu")
+    trusted = encoder.source.trust_remote_code
+    saved = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trusted, local_files_only=not trusted)
     prompt = encoder.prompt("passage") or None
     saved_NE = torch.as_tensor(saved.encode(list(texts), prompt=prompt, show_progress_bar=False))
     trained_NE = encoder.embed_all(encoder.token_table(texts, "passage"))

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from embedtune.cli.console import Console
-from embedtune.cli.options import parse
 from embedtune.cli.network import use_cache_without_network
+from embedtune.cli.options import parse
 from embedtune.cli.report import check_page, write_report
 
 

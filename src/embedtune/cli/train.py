@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedtune.cli.console import Console
-from embedtune.cli.options import parse_train
 from embedtune.cli.network import use_cache_without_network
+from embedtune.cli.options import parse_train
 from embedtune.config import TrainConfig
 from embedtune.errors import TrainingInterrupted
 

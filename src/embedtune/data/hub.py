@@ -38,7 +38,7 @@ def load_splits(source: str) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"'{source}' is no file or folder here, and loading it as a data set of the Hugging Face hub "
-            f"failed: {reason}. Check the spelling and the network (OWNER/NAME, OWNER/NAME:CONFIG or either @REVISION), "
+            f"failed: {reason}. Check the spelling and the network (OWNER/NAME[:CONFIG][@REVISION]), "
             f"or type the path of a file instead."
         ) from error
     # Without a network `datasets` takes what its cache holds, whichever revision that is.

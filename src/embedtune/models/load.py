@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TypeVar
 
@@ -84,6 +85,7 @@ def load_sentence_transformer(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _load_error(model, error) from error
     _check_is_text_encoder(model, loaded)
+    _check_template_names(model, loaded)
     notes = _complete(loaded)
     for role, prompt in (("query", config.query_prompt), ("document", config.passage_prompt)):
         if prompt is not None:
@@ -144,6 +146,17 @@ def _check_is_text_encoder(model: str, loaded: SentenceTransformer) -> None:
             f"'{model}' is not a text encoder: it loads as {kind}.\n"
             "Expected an encoder such as BERT, RoBERTa, ModernBERT or Qwen3-Embedding."
         )
+
+
+def _check_template_names(model: str, loaded: SentenceTransformer) -> None:
+    """They become names of files when the model is saved, hours later."""
+    templates = getattr(loaded.tokenizer, "chat_template", None)
+    for name in templates if isinstance(templates, dict) else ():
+        if not re.fullmatch(r"\w[\w.\-]*", name):
+            raise ModelError(
+                f"'{model}': its tokenizer has a chat template named {name!r}; expected letters, digits, '-', '_' and "
+                "'.', as a file of that name is written with the model.\nRemove it from tokenizer_config.json."
+            )
 
 
 def _check_pools_prompt(model: str, loaded: SentenceTransformer) -> None:

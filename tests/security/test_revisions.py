@@ -1,4 +1,4 @@
-"""What comes from the Hub is pinned, recorded and loaded again as it was. The cache is made here; there is no network."""
+"""What comes from the Hub is pinned, recorded and loaded again as it was, from a cache that is made here."""
 
 from __future__ import annotations
 

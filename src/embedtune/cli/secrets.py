@@ -9,8 +9,8 @@ import re
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _BEARER = re.compile(r"(?i)(\bbearer\s+)[^\s'\"]+")
-_IN_ADDRESS = re.compile(r"(://)[^/\s@'\"]+@")
-"""USER:PASSWORD, as addresses of a mirror or a proxy may hold them."""
+_IN_ADDRESS = re.compile(r"(:/{1,2})[^/\s@'\"]+@")
+"""USER:PASSWORD, as addresses of a mirror or a proxy may hold them; one that was taken for a path has lost a slash."""
 
 
 def without_secrets(text: str) -> str:

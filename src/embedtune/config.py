@@ -43,7 +43,7 @@ class DataConfig:
 
     train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")] = ""
     """Question/passage pairs: .jsonl, .json, .csv, .tsv or .parquet (each also .gz), a BEIR folder, a LlamaIndex
-    JSON file, or a `datasets` hub id."""
+    JSON file, or a `datasets` hub id, OWNER/NAME[:CONFIG][@REVISION]."""
     test: str | None = None
     """Pairs to test on, in the same forms; without it a share of the training pairs is split off by passage."""
     dev: str | None = None
@@ -97,7 +97,7 @@ class ModelConfig:
     passage_prompt: str | None = None
     """Text before every passage, likewise."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Run Python code that comes with the models named, those of --against too."""
 
     def __post_init__(self) -> None:
         _require_choice(self, "precision")

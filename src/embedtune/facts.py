@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from embedtune import stages
+from embedtune.config import ModelConfig
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import length_statistics
 from embedtune.evaluation.run import RetrievalTask
 from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.hardware import peak_memory_bytes
+from embedtune.models.source import looks_like_a_folder
 from embedtune.training.checkpoint import Progress
 from embedtune.training.plan import Plan
 
@@ -41,6 +44,24 @@ def task_facts(test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> di
         },
         "truncated_passages": texts.passages.truncated,
     }
+
+
+def hub_revisions(base: ModelConfig, others: Sequence[ModelConfig], data: Mapping[str, str | None]) -> dict[str, Any]:
+    """Commits of what came from the Hub: "base", "against" and "data"; empty if nothing did.
+
+    Args:
+        base: the model, with its commit as the revision.
+        others: further models, likewise.
+        data: commits by the option that named the data set.
+    """
+    against = {model.base: model.revision for model in others if _from_hub(model)}
+    known = {name: commit for name, commit in data.items() if commit}
+    found = {"base": base.revision if _from_hub(base) else None, "against": against, "data": known}
+    return {"revisions": kept} if (kept := {name: value for name, value in found.items() if value}) else {}
+
+
+def _from_hub(model: ModelConfig) -> bool:
+    return not looks_like_a_folder(model.base)
 
 
 def train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -> dict[str, Any]:

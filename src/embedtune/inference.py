@@ -21,7 +21,7 @@ from embedtune.evaluation.general import general_sets
 from embedtune.evaluation.run import Evaluation, RetrievalTask, retrieval_task
 from embedtune.evaluation.suspects import write_suspects
 from embedtune.export.run_folder import write_json
-from embedtune.facts import task_facts
+from embedtune.facts import hub_revisions, task_facts
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import build_results, environment
 
@@ -81,7 +81,7 @@ def evaluate_models(
     collection, task, dropped = _test_collection(data)
     sets = general_sets(forgetting) if against else []
     others = stages.other_models(model, against)
-    stages.check_loadable(others)
+    others = stages.check_loadable(others)
     encoder = stages.load(model, reporter)
     texts = stages.tokenize(encoder, collection, reporter)
     models = {"model": examine(encoder, task, texts, sets, reporter, label=model.base, seed=seed, sizes=True)}
@@ -103,7 +103,10 @@ def evaluate_models(
         delta=found.delta,
         against_model=next(iter(further), None),
         data={**task_facts(task, texts, encoder), "dropped": dropped},
-        environment=environment(encoder.device, encoder.source.precision),
+        environment={
+            **environment(encoder.device, encoder.source.precision),
+            **hub_revisions(encoder.source, others, {}),
+        },
         **found.sections,
     )
     if out.suspects is not None:

@@ -13,13 +13,14 @@ from embedtune import stages
 from embedtune.assessment import assess, examine
 from embedtune.config import TrainConfig, to_toml
 from embedtune.data.fingerprint import data_hashes
+from embedtune.data.hub import is_hub_id, pin
 from embedtune.data.prepare import Splits, prepare, write_splits
 from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending
 from embedtune.evaluation.general import general_sets
 from embedtune.evaluation.suspects import write_suspects
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
-from embedtune.facts import data_facts, train_facts
+from embedtune.facts import data_facts, hub_revisions, train_facts
 from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
@@ -92,10 +93,10 @@ def _train(
         reporter.warn(changed)
     check_trainable(encoder, config.adapter)
     others = stages.other_models(replace(config.model, max_length=None), config.evaluation.against)
-    stages.check_loadable(others)
+    others = stages.check_loadable(others)
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
-    config = _resolve(config, plan, encoder)
+    config, of_data = _resolve(config, plan, encoder)
     texts = stages.tokenize(encoder, splits.collection, reporter)
     test = stages.held_out_task(splits)
     bm25 = stages.evaluate_bm25(test, splits.collection, reporter)
@@ -143,7 +144,11 @@ def _train(
         method=config.adapter.method,
         data={**data_facts(splits, test, texts, encoder), "hashes": identity.now["data"]["hashes"]},
         train=train_facts(progress, plan, config.training.metric, encoder),
-        environment={**identity.now["environment"], "base_weights": identity.now["base_weights"]},
+        environment={
+            **identity.now["environment"],
+            "base_weights": identity.now["base_weights"],
+            **hub_revisions(config.model, others, of_data),
+        },
         **found.sections,
         **quantization,
         **sections,
@@ -155,11 +160,19 @@ def _train(
     return results
 
 
-def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
-    """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run."""
+def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> tuple[TrainConfig, dict[str, str | None]]:
+    """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run.
+
+    Returns:
+        The config, and the commits of data sets of the Hub.
+    """
     training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps, lr=plan.lr)
     sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus", "labels")}
-    return replace(
+    commits: dict[str, str | None] = {}
+    for name, source in sources.items():
+        if source and name != "labels" and not Path(source).exists() and is_hub_id(source):
+            sources[name], commits[name] = pin(source)
+    resolved = replace(
         config,
         data=replace(config.data, **sources),
         training=training,
@@ -172,6 +185,7 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> TrainConfig:
         ),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),
     )
+    return resolved, commits
 
 
 def _absolute(source: str | None) -> Any:

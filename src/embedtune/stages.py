@@ -123,14 +123,16 @@ def evaluate_bm25(task: RetrievalTask, collection: Collection, reporter: Reporte
         return search_by_word(task, collection, on_progress=advance)
 
 
-def check_loadable(models: Sequence[ModelConfig]) -> None:
+def check_loadable(models: Sequence[ModelConfig]) -> tuple[ModelConfig, ...]:
     """Load each model once and let it go, so that a wrong name is told before any work is done.
+
+    Returns:
+        The same models, those of the hub with the commit that was loaded as their revision.
 
     Raises:
         ModelError: a model can't be used.
     """
-    for model in models:
-        load(model, SilentReporter())
+    return tuple(replace(model, revision=load(model, SilentReporter()).source.revision) for model in models)
 
 
 def evaluate_others(

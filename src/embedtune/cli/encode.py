@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from embedtune.cli.console import Console
+from embedtune.cli.network import use_cache_without_network
 from embedtune.cli.options import parse
 
 
@@ -27,6 +28,8 @@ class EncodeOptions:
     """Column of the texts, if its name is not recognised."""
     role: Literal["query", "passage"] = "passage"
     """Which of the model's prompts to put before each text, if it has any."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
     max_length: int | None = None
     """Tokens read of a text; the model's own setting if not given."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -40,6 +43,7 @@ class EncodeOptions:
 def main(arguments: Sequence[str]) -> None:
     """Embed, write the file, say how many."""
     options = parse(EncodeOptions, arguments, command="encode")
+    use_cache_without_network(options.model)
     console = Console()
     console.note("loading libraries")
     from embedtune.config import ModelConfig
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
     model = ModelConfig(
         base=options.model,
+        revision=options.revision,
         max_length=options.max_length,
         precision=options.precision,
         device=options.device,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from embedtune.cli.console import Console
+from embedtune.cli.network import use_cache_without_network
 from embedtune.cli.options import parse
 from embedtune.cli.report import check_page, write_report
 
@@ -41,6 +42,8 @@ class EvalOptions:
     """Column of the questions, if its name is not recognised."""
     positive_column: str | None = None
     """Column of the passages, if its name is not recognised."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
     max_length: int | None = None
     """Tokens read of a text; the model's own setting if not given."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -50,7 +53,7 @@ class EvalOptions:
     seed: int = 0
     """Of the resampling."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Run Python code that comes with the models named, those of --against too."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -58,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(EvalOptions, arguments, command="eval")
     if options.report is not None:
         check_page(options.report)
+    use_cache_without_network(options.model, options.test, options.corpus, *options.against, *options.forgetting)
     console = Console()
     console.note("loading libraries")
     from embedtune.config import DataConfig, ModelConfig
@@ -66,6 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     results = evaluate_models(
         ModelConfig(
             base=options.model,
+            revision=options.revision,
             max_length=options.max_length,
             precision=options.precision,
             device=options.device,

@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -14,9 +13,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from embedtune.cli.secrets import SecretsRemoved, without_secrets
 from embedtune.errors import EmbedtuneError
 
 COMMANDS = {
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"embedtune: there is no command '{given[0]}'.\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     _quieten(debug)
-    _use_cache_without_network()
+    _send_nothing()
     return _run(given[0], given[1:], debug)
 
 
@@ -66,8 +64,8 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
             importlib.import_module(f"embedtune.cli.{command}").main(arguments)
     except EmbedtuneError as error:
         if debug:
-            traceback.print_exc()
-        print(f"embedtune: {error}", file=sys.stderr)
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        print(f"embedtune: {without_secrets(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stopped:
         print("embedtune: stopped.", file=sys.stderr)
@@ -77,9 +75,9 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
         return 0
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         print(
-            f"embedtune: the run failed: {type(error).__name__}: {error}\n"
+            f"embedtune: the run failed: {type(error).__name__}: {without_secrets(str(error))}\n"
             "This is not a message of embedtune's own; run it again with --debug for the traceback.",
             file=sys.stderr,
         )
@@ -107,34 +105,17 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _use_cache_without_network() -> None:
-    """Where the hub's name does not resolve, let the hub's clients use their caches at once.
-
-    They would retry for most of a minute first. The look-up gets two seconds: a network that takes longer is there.
-    Behind a proxy the name is the proxy's to resolve, so nothing is looked up.
-    """
-    if getproxies().keys() & {"http", "https", "all"}:
-        return
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    found: list[bool] = []
-
-    def look_up() -> None:
-        try:
-            socket.getaddrinfo(host, 443)
-            found.append(True)
-        except OSError:
-            found.append(False)
-
-    thread = threading.Thread(target=look_up, daemon=True)
-    thread.start()
-    thread.join(timeout=2)
-    if found == [False]:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def _send_nothing() -> None:
+    """No usage statistics from the libraries that would send any; they read this when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
 
 def _quieten(debug: bool) -> None:
     """Libraries' progress bars and notices off, before they are imported; --debug leaves everything on."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    for handler in logging.getLogger().handlers[:1]:
+        handler.setFormatter(SecretsRemoved("%(name)s: %(message)s"))
     if debug:
         return
     logging.getLogger().handlers[0].setLevel(logging.ERROR)

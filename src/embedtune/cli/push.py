@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from embedtune.cli.console import Console
+from embedtune.cli.network import use_cache_without_network
 from embedtune.cli.options import parse
 from embedtune.errors import ConfigError, OutputError
 
@@ -45,6 +46,7 @@ class PushOptions:
 def main(arguments: Sequence[str]) -> None:
     """List what goes up, upload it, say where it is."""
     options = parse(PushOptions, arguments, command="push")
+    use_cache_without_network(options.repo)
     console = Console()
     from embedtune.export.hub import check_access, check_repo, upload
 

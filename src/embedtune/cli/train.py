@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedtune.cli.console import Console
+from embedtune.cli.network import use_cache_without_network
 from embedtune.cli.options import parse_train
 from embedtune.config import TrainConfig
 from embedtune.errors import TrainingInterrupted
@@ -21,6 +22,10 @@ def main(arguments: Sequence[str]) -> None:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train by this config with the terminal's reporter; also what `embedtune demo` does."""
     started = time.monotonic()
+    data, against = config.data, config.evaluation
+    use_cache_without_network(
+        config.model.base, data.train, data.test, data.dev, data.corpus, *against.against, *against.forgetting
+    )
     console = Console()
     console.note("loading libraries")
     from embedtune.pipeline import train

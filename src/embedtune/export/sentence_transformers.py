@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from embedtune.errors import ExportMismatchError
 from embedtune.models.blend import blended_model
 from embedtune.models.encoder import Encoder
 from embedtune.models.merge import merged_model, write_adapter
+from embedtune.models.source import find_folder
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,10 @@ def save_merged(encoder: Encoder, folder: Path, *, into_original: bool = False, 
         merged = blended_model(encoder, weight, into_original=into_original)
     with replacing(folder) as unfinished:
         merged.save_pretrained(str(unfinished), create_model_card=False)
+        if encoder.source.trust_remote_code:
+            # Sentence Transformers writes code beside a module, and looks for it beside the list of modules.
+            for file in find_folder(encoder.source).glob("*.py"):
+                shutil.copyfile(file, unfinished / file.name)
 
 
 def check_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> Tensor:
@@ -75,7 +81,8 @@ def compare_saved(folder: Path, encoder: Encoder, texts: Sequence[str]) -> Tenso
     Returns:
         The cosine similarity of the two embeddings of each text, shape (N,).
     """
-    saved = SentenceTransformer(str(folder), device="cpu")
+    trusted = encoder.source.trust_remote_code
+    saved = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trusted, local_files_only=not trusted)
     prompt = encoder.prompt("passage") or None
     saved_NE = torch.as_tensor(saved.encode(list(texts), prompt=prompt, show_progress_bar=False))
     trained_NE = encoder.embed_all(encoder.token_table(texts, "passage"))

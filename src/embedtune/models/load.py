@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,6 +16,7 @@ from embedtune.errors import ModelError
 from embedtune.models.encoder import Encoder
 from embedtune.models.families import position_offset
 from embedtune.models.hardware import choose_device, choose_precision, torch_dtype
+from embedtune.models.source import find_folder, pin
 
 Model = TypeVar("Model", bound=SentenceTransformer)
 
@@ -35,6 +35,7 @@ def load_encoder(config: ModelConfig, *, four_bit: bool = False, master_weights:
             can't be used.
     """
     device = choose_device(config.device)
+    config = pin(config)
     precision, reason = choose_precision(config.precision, device)
     # In 4 bits a model may fit a device that it does not fit otherwise.
     encoder, notes = load_sentence_transformer(config, device=torch.device("cpu") if four_bit else device, kind=Encoder)
@@ -68,21 +69,23 @@ def load_sentence_transformer(
     Raises:
         ModelError: there is no such model, it can't be reached, or it isn't a text encoder.
     """
-    model, folder = config.base, Path(config.base).expanduser()
-    if _looks_like_a_folder(model):
-        _check_holds_a_model(model, folder)
+    model, folder = config.base, find_folder(config)
     try:
         loaded = kind(
-            str(folder) if folder.exists() else model,
+            str(folder),
             device=str(device),
-            revision=config.revision,
             trust_remote_code=config.trust_remote_code,
+            # Otherwise Sentence Transformers asks the Hub whether it knows a model of the folder's name.
+            # But code that comes with a model may be in another repository.
+            local_files_only=not config.trust_remote_code,
+            model_kwargs={"use_safetensors": True},
         )
     except torch.OutOfMemoryError:
         raise  # a RuntimeError, but nothing is wrong with the model
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _load_error(model, error) from error
     _check_is_text_encoder(model, loaded)
+    _check_template_names(model, loaded)
     notes = _complete(loaded)
     for role, prompt in (("query", config.query_prompt), ("document", config.passage_prompt)):
         if prompt is not None:
@@ -117,52 +120,6 @@ def role_prompts(loaded: SentenceTransformer) -> dict[str, str]:
     return {role: next((prompts[n] for n in names[role] if prompts.get(n)), default) or "" for role in names}
 
 
-def _looks_like_a_folder(model: str) -> bool:
-    return Path(model).expanduser().exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
-
-
-def _check_holds_a_model(model: str, folder: Path) -> None:
-    for part in (folder, *_module_folders(folder)):
-        if (part / "adapter_config.json").is_file() and not (part / "config.json").is_file():
-            raise _is_an_adapter(part)
-    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-        found = "it does not exist" if not folder.exists() else "it holds no config.json"
-        raise ModelError(
-            f"'{model}' is not a model folder: {found}.\n"
-            "Expected a Hugging Face or Sentence Transformers folder, or a hub id like "
-            "sentence-transformers/all-MiniLM-L12-v2."
-        )
-
-
-def _is_an_adapter(folder: Path) -> ModelError:
-    """Sentence Transformers loads it with the model that it belongs to; but a second adapter can't be put on the first,
-    and weights trained beneath it would not be saved.
-    """
-    base = _base_of_adapter(folder)
-    explained = "" if base else ", BASE being the model it belongs to"
-    return ModelError(
-        f"'{folder}' holds an adapter, not a model.\n"
-        f"Type:  --base {base or 'BASE'} --start-adapter {folder}   to go on training it{explained}."
-    )
-
-
-def _module_folders(folder: Path) -> list[Path]:
-    """Those that a Sentence Transformers folder lists; what is wrong with its list is said when it is loaded."""
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        return [folder / module["path"] for module in modules]
-    except (OSError, ValueError, KeyError):
-        return []
-
-
-def _base_of_adapter(folder: Path) -> str | None:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return config["base_model_name_or_path"] or None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def set_max_length(sentence_transformer: SentenceTransformer, max_length: int | None) -> None:
     """Set how many tokens of a text are read; None keeps the model's own setting.
 
@@ -191,6 +148,17 @@ def _check_is_text_encoder(model: str, loaded: SentenceTransformer) -> None:
         )
 
 
+def _check_template_names(model: str, loaded: SentenceTransformer) -> None:
+    """They become names of files when the model is saved, hours later."""
+    templates = getattr(loaded.tokenizer, "chat_template", None)
+    for name in templates if isinstance(templates, dict) else ():
+        if not re.fullmatch(r"\w[\w.\-]*", name):
+            raise ModelError(
+                f"'{model}': its tokenizer has a chat template named {name!r}; expected letters, digits, '-', '_' and "
+                "'.', as a file of that name is written with the model.\nRemove it from tokenizer_config.json."
+            )
+
+
 def _check_pools_prompt(model: str, loaded: SentenceTransformer) -> None:
     leaves_out = any(isinstance(module, Pooling) and not module.include_prompt for module in loaded)
     if leaves_out and any(role_prompts(loaded).values()):
@@ -202,10 +170,10 @@ def _check_pools_prompt(model: str, loaded: SentenceTransformer) -> None:
 
 def _load_error(model: str, error: Exception) -> ModelError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(error, OSError) and not Path(model).exists():
+    if "trust_remote_code" in str(error):
         return ModelError(
-            f"'{model}' could not be loaded from the hub: {reason}\n"
-            "Check the id and the network, or give a folder that holds the model:  --base FOLDER"
+            f"'{model}' comes with Python code of its own, which was not run.\n"
+            "If you have read it and trust it, type:  --trust-remote-code"
         )
     return ModelError(
         f"'{model}' could not be loaded as a text encoder: {reason}\n"

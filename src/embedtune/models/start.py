@@ -57,10 +57,12 @@ def read_adapter(folder: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     path = Path(folder).expanduser()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (path / name).is_file():
-            pickled = "; adapter_model.bin is not read, as it could run code" if _is_pickled(path) else ""
+            pickled = (path / "adapter_model.bin").is_file()
+            refused = "; adapter_model.bin is a pickle and never read here, as it could run code" if pickled else ""
             raise ConfigError(
-                f"--start-adapter {folder}: it holds no {name}{pickled}.\n"
+                f"--start-adapter {folder}: it holds no {name}{refused}.\n"
                 "Expected a folder as PEFT's save_pretrained writes it, such as run/adapter."
+                + (_how_to_convert(path) if pickled else "")
             )
     try:
         config = PeftConfig.from_pretrained(str(path))
@@ -78,8 +80,10 @@ def read_adapter(folder: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     return config, weights
 
 
-def _is_pickled(path: Path) -> bool:
-    return (path / "adapter_model.bin").is_file()
+def _how_to_convert(path: Path) -> str:
+    old, new = str(path / "adapter_model.bin"), str(path / "adapter_model.safetensors")
+    code = f"import torch, safetensors.torch as s; s.save_file(torch.load({old!r}, weights_only=True), {new!r})"
+    return f'\nIf you trust where it comes from, convert it once:\n  python -c "{code}"'
 
 
 def _reason(error: Exception) -> str:

@@ -265,9 +265,10 @@ def _reproduce(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     local = [] if dataset_id(config.get("data", {})) else ["the pairs"]
     local += [] if hub_id(str(results["base_model"])) else ["the base model"]
     missing = f"fill in the place of {' and '.join(local)}, " if local else ""
+    trusted = " --trust-remote-code" if config.get("model", {}).get("trust_remote_code") else ""
     return (
         f"To train this way again, save these settings as `config.toml`, {missing}then, with embedtune{version}: "
-        "`embedtune train --config config.toml --out run`. One machine gives the same numbers for a seed."
+        f"`embedtune train --config config.toml --out run{trusted}`. One machine gives the same numbers for a seed."
     )
 
 

@@ -52,7 +52,7 @@ def dataset_id(data: Mapping[str, Any]) -> str | None:
     Args:
         data: the section [data] of the run's config.
     """
-    source = str(data.get("train", "")).partition(":")[0]
+    source = re.split("[:@]", str(data.get("train", "")))[0]
     # A file of an earlier run may be gone; one of the forms that are read from files is no name of a data set.
     is_file = re.search(r"\.(jsonl?|csv|tsv|parquet)(\.gz)?$", source)
     return None if is_file else hub_id(source)

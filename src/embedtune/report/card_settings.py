@@ -10,7 +10,8 @@ import tomli_w
 from embedtune.report.card_metadata import dataset_id, hub_id, shown_name
 
 _OF_THE_MACHINE = {
-    "model": ("device", "precision", "memory"),
+    # That code which comes with the model may run has to be typed by whoever runs it.
+    "model": ("device", "precision", "memory", "trust_remote_code"),
     "training": ("micro_batch_tokens",),
     "output": ("out", "resume"),
 }

@@ -1,0 +1,154 @@
+"""What comes from the Hub is pinned, recorded and loaded again as it was, from a cache that is made here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from embedtune.cli.main import main
+from embedtune.config import load_toml
+from embedtune.data.hub import is_hub_id, load_splits, pin
+from embedtune.errors import DataError, ModelError
+from embedtune.models.encoder import Encoder
+from embedtune.models.merge import merged_model
+
+FIRST, SECOND, OF_DATA = "1" * 40, "2" * 40, "d" * 40
+Load = Callable[..., Encoder]
+
+
+@pytest.fixture
+def repository(st_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`owner/tiny` with two commits in the Hub's cache; the main branch is at the first, `new` at the second."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--owner--tiny"
+    for commit, branch in ((FIRST, "main"), (SECOND, "new")):
+        snapshot = shutil.copytree(st_folder, repository / "snapshots" / commit)
+        weights = load_file(snapshot / "model.safetensors")
+        shift = 0.0 if commit == FIRST else 1.0
+        weights["embeddings.word_embeddings.weight"] += shift
+        save_file(weights, snapshot / "model.safetensors", metadata={"format": "pt"})
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / branch).write_text(commit)
+    return repository
+
+
+def _words(encoder: Any) -> torch.Tensor:
+    weight: torch.Tensor = encoder.transformers_model.get_input_embeddings().weight.detach()
+    return weight
+
+
+def test_a_revision_is_pinned_by_branch_and_commit(repository: Path, load: Load) -> None:
+    first, second = load("owner/tiny"), load("owner/tiny", revision="new")
+    assert (first.source.revision, second.source.revision) == (FIRST, SECOND)
+    assert first.source.base == "owner/tiny"
+    torch.testing.assert_close(_words(second), _words(first) + 1)
+    torch.testing.assert_close(_words(load("owner/tiny", revision=SECOND)), _words(second))
+    with pytest.raises(ModelError, match=r"'owner/tiny' could not be loaded from the hub"):
+        load("owner/tiny", revision="never-was")
+
+
+def test_a_branch_that_moves_during_a_run_does_not_change_what_is_merged(repository: Path, load: Load) -> None:
+    encoder = load("owner/tiny")
+    (repository / "refs" / "main").write_text(SECOND)
+    torch.testing.assert_close(_words(merged_model(encoder)), _words(encoder))
+
+
+def test_a_repository_of_pickles_is_refused(repository: Path, bomb: Callable[[Path], Path], load: Load) -> None:
+    weights = repository / "snapshots" / FIRST / "model.safetensors"
+    weights.unlink()
+    bomb(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(ModelError, match=r"'owner/tiny' holds pytorch_model\.bin and no model\.safetensors"):
+        load("owner/tiny")
+
+
+def test_neither_pickles_nor_code_are_downloaded(repository: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(repo: str, **options: Any) -> str:
+        asked.update(options)
+        return str(repository / "snapshots" / FIRST)
+
+    monkeypatch.setattr("embedtune.models.source.snapshot_download", download)
+    names = [
+        "config.json",
+        "model.safetensors",
+        "2_Dense/model.safetensors",
+        "pytorch_model.bin",
+        "own.py",
+        "vocab.pkl",
+    ]
+    taken = huggingface_hub.utils.filter_repo_objects
+    for trusted in (False, True):
+        load("owner/tiny", trust_remote_code=trusted)
+        patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+        expected = [*names[:3], *(["own.py"] if trusted else [])]
+        assert list(taken(names, **patterns)) == expected
+
+
+def test_a_repository_whose_pickles_were_not_downloaded(
+    repository: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "snapshots" / FIRST / "model.safetensors").unlink()
+    files = ["config.json", "pytorch_model.bin"]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    with pytest.raises(ModelError, match=r"'owner/tiny' holds pytorch_model\.bin and no model\.safetensors"):
+        load("owner/tiny")
+
+
+@pytest.fixture
+def data_set(pairs_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """`owner/pairs` as `datasets` gives it; the revisions that are asked for are listed."""
+    asked: list[str | None] = []
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+
+    def load_dataset(name: str, config: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
+        asked.append(revision)
+        data = datasets.Dataset.from_list(rows)
+        data.info.download_checksums = {f"hf://datasets/{name}@{OF_DATA}/train.jsonl": {"num_bytes": 1}}
+        return datasets.DatasetDict({"train": data})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_a_data_set_is_pinned(data_set: list[str | None]) -> None:
+    assert all(map(is_hub_id, ["owner/pairs@v1", "owner/pairs:en@refs/pr/1", f"pairs@{OF_DATA}"]))
+    assert not any(map(is_hub_id, ["@v1", "owner/pairs@", "a/b/c@v1"]))
+    assert pin("owner/pairs:en@v1") == (f"owner/pairs:en@{OF_DATA}", OF_DATA)
+    assert data_set == ["v1"]
+    with pytest.raises(DataError, match=f"the local cache holds commit {OF_DATA}"):
+        load_splits(f"owner/pairs@{FIRST}")
+
+
+def test_a_run_records_what_it_loaded_and_repeats_it(
+    repository: Path, data_set: list[str | None], st_folder: Path, tmp_path: Path
+) -> None:
+    command = ["--max-steps", "2", "--device", "cpu"]
+    out, again = tmp_path / "run", tmp_path / "again"
+    against = ["--against", "owner/tiny"]
+    assert main(["train", "owner/pairs", "--base", "owner/tiny", "--out", str(out), *against, *command]) == 0
+    results = json.loads((out / "results.json").read_text())
+    recorded = results["environment"]["revisions"]
+    assert recorded == {"base": FIRST, "against": {"owner/tiny": FIRST}, "data": {"train": OF_DATA}}
+    config = load_toml(out / "config.toml")
+    assert (config.model.base, config.model.revision) == ("owner/tiny", FIRST)
+    assert config.data.train == f"owner/pairs@{OF_DATA}"
+    card = (out / "model" / "README.md").read_text()
+    assert f'revision = "{FIRST}"' in card
+    assert "datasets:\n- owner/pairs\n" in card
+    (repository / "refs" / "main").write_text(SECOND)
+    data_set.clear()
+    assert main(["train", "--config", str(out / "config.toml"), "--out", str(again)]) == 0
+    assert set(data_set) == {OF_DATA}
+    for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
+        assert (again / file).read_bytes() == (out / file).read_bytes()

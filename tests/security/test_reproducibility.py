@@ -74,9 +74,9 @@ def test_lora_with_dropout_in_another_process(config: TrainConfig, tmp_path: Pat
 def test_full_fine_tuning_and_the_global_generators(config: TrainConfig) -> None:
     config = replace(config, adapter=AdapterConfig(method="full"))
     _seed_all(1)
-    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     train(config)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index, union-attr]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
     _seed_all(2)
     other = _in("second", config)
     train(other)

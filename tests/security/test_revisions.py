@@ -57,6 +57,16 @@ def test_a_revision_is_pinned_by_branch_and_commit(repository: Path, load: Load)
         load("owner/tiny", revision="never-was")
 
 
+def test_a_name_without_an_owner_and_the_card_of_sentence_transformers(
+    repository: Path, load: Load, tmp_path: Path
+) -> None:
+    repository.rename(repository.with_name("models--sentence-transformers--tiny"))
+    encoder = load("tiny")
+    assert encoder.source.revision == FIRST
+    encoder.save_pretrained(str(tmp_path / "saved"))
+    assert "base_model: sentence-transformers/tiny\n" in (tmp_path / "saved" / "README.md").read_text()
+
+
 def test_a_branch_that_moves_during_a_run_does_not_change_what_is_merged(repository: Path, load: Load) -> None:
     encoder = load("owner/tiny")
     (repository / "refs" / "main").write_text(SECOND)
@@ -87,7 +97,7 @@ def test_neither_pickles_nor_code_are_downloaded(repository: Path, load: Load, m
         "own.py",
         "vocab.pkl",
     ]
-    taken = huggingface_hub.utils.filter_repo_objects
+    taken = huggingface_hub.utils.filter_repo_objects  # type: ignore[attr-defined]  # a lazy name
     for trusted in (False, True):
         load("owner/tiny", trust_remote_code=trusted)
         patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}

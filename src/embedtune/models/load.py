@@ -16,7 +16,7 @@ from embedtune.errors import ModelError
 from embedtune.models.encoder import Encoder
 from embedtune.models.families import position_offset
 from embedtune.models.hardware import choose_device, choose_precision, torch_dtype
-from embedtune.models.source import find_folder, pin
+from embedtune.models.source import find_folder, looks_like_a_folder, pin, repository
 
 Model = TypeVar("Model", bound=SentenceTransformer)
 
@@ -84,6 +84,9 @@ def load_sentence_transformer(
         raise  # a RuntimeError, but nothing is wrong with the model
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise _load_error(model, error) from error
+    if not looks_like_a_folder(model):  # which the card that Sentence Transformers writes can't tell from the folder
+        loaded.model_card_data.base_model = repository(model)
+        loaded.model_card_data.base_model_revision = folder.name
     _check_is_text_encoder(model, loaded)
     _check_template_names(model, loaded)
     notes = _complete(loaded)

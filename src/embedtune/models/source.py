@@ -58,10 +58,16 @@ def looks_like_a_folder(model: str) -> bool:
     return Path(model).expanduser().exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
+def repository(model: str) -> str:
+    """OWNER/NAME of a hub id; names without an owner are Sentence Transformers' own, as in that library."""
+    organisation = SentenceTransformer.default_huggingface_organization
+    if "/" in model or not organisation or model.lower() in ORIGINAL_TRANSFORMER_MODELS:
+        return model
+    return f"{organisation}/{model}"
+
+
 def _snapshot(config: ModelConfig) -> Path:
-    repo, organisation = config.base, SentenceTransformer.default_huggingface_organization
-    if "/" not in repo and organisation and repo.lower() not in ORIGINAL_TRANSFORMER_MODELS:
-        repo = f"{organisation}/{repo}"
+    repo = repository(config.base)
     taken = [*HUB_FILES, *(HUB_CODE if config.trust_remote_code else ())]
     try:
         found = snapshot_download(repo, revision=config.revision, allow_patterns=taken, ignore_patterns=list(NOT_TAKEN))

@@ -18,8 +18,8 @@ from embedtune.export.sentence_transformers import check_saved, compare_saved, s
 from embedtune.models.blend import blended
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.card import CardModel, model_card
-from embedtune.report.card_metadata import Part, base_metadata
+from embedtune.report.card.body import CardModel, model_card
+from embedtune.report.card.metadata import Part, base_metadata
 
 TEXTS_CHECKED = 64
 """Passages whose embeddings are compared after the saved model is loaded again."""

@@ -106,8 +106,8 @@ def _folder(given: Path, part: str) -> Path:
 def _files(folder: Path, repo: str) -> tuple[dict[str, Path | bytes], list[str]]:
     """What is uploaded, and what is not: the card gets the repository's name, the adapter's base loses its path."""
     from embedtune.export.hub import folder_files
-    from embedtune.report.card import MODEL_ID
-    from embedtune.report.card_metadata import shown_name
+    from embedtune.report.card.body import MODEL_ID
+    from embedtune.report.card.metadata import shown_name
 
     files, left = folder_files(folder)
     if (card := folder / "README.md").is_file():

@@ -7,7 +7,7 @@ from typing import Any
 
 import tomli_w
 
-from embedtune.report.card_metadata import dataset_id, hub_id, shown_name
+from embedtune.report.card.metadata import dataset_id, hub_id, shown_name
 
 _OF_THE_MACHINE = {
     # That code which comes with the model may run has to be typed by whoever runs it.

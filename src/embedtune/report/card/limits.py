@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from embedtune.report.card_metadata import dataset_id
-from embedtune.report.markdown import text
+from embedtune.report.card.markdown import text
+from embedtune.report.card.metadata import dataset_id
 from embedtune.report.verdict import METRIC, outcome, signed
 
 FEW_QUESTIONS = 50

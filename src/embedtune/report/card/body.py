@@ -1,6 +1,6 @@
 """The model card: what somebody who finds the model wants to know before and while using it.
 
-Here results become texts and tables; the order is in `card.md.j2`, the YAML head in `card_metadata.py`. A card is made
+Here results become texts and tables; the order is in `card.md.j2`, the YAML head in `metadata.py`. A card is made
 to be published, so it holds numbers and settings only: no text of the data, no path of this machine.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from embedtune.config import TrainConfig, to_dict
-from embedtune.report.card_limits import limits, protocol
-from embedtune.report.card_metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
-from embedtune.report.card_settings import portable_toml
-from embedtune.report.markdown import block, code, table, text
+from embedtune.report.card.limits import limits, protocol
+from embedtune.report.card.markdown import block, code, table, text
+from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
+from embedtune.report.card.settings import portable_toml
 from embedtune.report.verdict import METRIC, signed, verdict
 
 MODEL_ID = "sentence_transformers_model_id"
@@ -57,7 +57,7 @@ def model_card(
         results: the content of `results.json`. What a run may lack is left out of the card.
         config: of the run, or its sections as `config.toml` has them.
         model: what was trained.
-        base: what the base model's card says in its head; see `card_metadata.base_metadata`.
+        base: what the base model's card says in its head; see `metadata.base_metadata`.
         part: which folder of the run the card is for.
     """
     sections = to_dict(config) if isinstance(config, TrainConfig) else config
@@ -94,7 +94,7 @@ def model_card(
 
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("embedtune.report", ""),
+        loader=PackageLoader("embedtune.report.card", ""),
         autoescape=False,  # Markdown is escaped value by value
         undefined=StrictUndefined,
         trim_blocks=True,

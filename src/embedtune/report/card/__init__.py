@@ -1,0 +1,1 @@
+"""The model card: `body.py` makes it, `metadata.py` its YAML head."""

@@ -151,7 +151,7 @@ def _module_folders(folder: Path) -> list[Path]:
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         return [folder / module["path"] for module in modules]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -159,7 +159,7 @@ def _base_of_adapter(folder: Path) -> str | None:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         return config["base_model_name_or_path"] or None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

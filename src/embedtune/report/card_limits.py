@@ -51,9 +51,7 @@ def protocol(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
     groups = results.get("test", {}).get("groups")
     resampled = f"{groups:,} groups of questions that share a passage" if groups else "questions"
     if "delta" in results:
-        lines.append(
-            f"Intervals: Student's t over {resampled}, 95 %. The checkpoint was chosen on other questions."
-        )
+        lines.append(f"Intervals: Student's t over {resampled}, 95 %. The checkpoint was chosen on other questions.")
     return lines
 
 

@@ -20,7 +20,8 @@ SLOW = {"state", "checksums", "weights", "moments", "results"}
 """Tens of milliseconds an input."""
 JSON_TARGETS = ("fingerprint", "results", "state", "document", "json")
 SPLICES = (
-    b"\0", b"\xff", b"\n", b"\r", b'"', b"\\", b"{", b"[" * 2_000, b'{"a":' * 2_000, b"\xed\xa0\x80", b'"\\ud800"',
+    b"\0", b"\xff", b"\n", b"\r", b'"', b"\\", b"{", b"[" * 2_000,
+    b'{"a":' * 2_000, b"\xed\xa0\x80", b'"\\ud800"',
     b"1e999", b"-0", b"9" * 5_000, b"NaN", b"null", b"\x1b[2J", "\u202e\u200d🔑".encode(), "\u0300\u0316".encode() * 600,
 )  # fmt: skip
 

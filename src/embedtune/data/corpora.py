@@ -116,7 +116,7 @@ def _by_id(path: Path) -> dict[str, object]:
 
 def _id(value: object, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise DataError(f"{where}: the _id is {brief(value)}; expected a text or a whole number.")
+        raise DataError(f"{where}: the id is {brief(value)}; expected a text or a whole number.")
     return str(value)
 
 

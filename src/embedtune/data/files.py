@@ -29,7 +29,7 @@ MAX_ROWS = 10_000_000
 """Rows that are read at once, as pairs are: ten million short ones take about 8 GB."""
 MAX_ROWS_PER_BYTE = 10
 """A Parquet file with more than `MAX_ROWS`, and more than so many in each of its bytes, is not streamed either."""
-PARQUET_BATCH = 256
+PARQUET_BATCH = 64
 """Rows of a Parquet file that are unpacked at a time; a text of 1 MB that all have is there once in the file."""
 PARQUET_BUFFER = 2**20
 """Bytes of a Parquet column read at a time; by default it is all that a row group has, often the whole file."""

@@ -21,10 +21,10 @@ MAX_LINE_BYTES = 2**25
 """Longest line, 32 MiB; a file without line ends would otherwise be one. Of `.json` files the whole is one value."""
 MAX_BLANK_LINES = 1_000_000
 """In a row; more are no separation of rows, but a file that is damaged or made to take long."""
-MAX_RATIO = 200
-MAX_UNPACKED_BYTES, MAX_UNPACKED_JSON_BYTES = 2**30, 2**27
+MAX_UNPACKED_BYTES, MAX_RATIO = 2**30, 200
+MAX_UNPACKED_JSON_BYTES, MAX_JSON_RATIO = 2**27, 30
 """A gzipped file that is longer than this unpacked, 1 GiB (128 MiB of JSON, which is read at once and can take twenty
-times its size), and `MAX_RATIO` times longer than packed, is refused. Texts get three to ten times shorter;
+times its size), and so many times longer than packed, is refused. Texts get three to ten times shorter;
 a line that is repeated gets a few hundred times shorter, and zeros a thousand times."""
 
 
@@ -60,7 +60,13 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         DataError: it can't be opened, is empty, or breaks while it is read inside the `with` block.
     """
     try:
-        if os.path.getsize(path) == 0 and path.is_file():
+        size = os.path.getsize(path)
+    except (FileNotFoundError, ValueError) as error:  # a ValueError for a name with a NUL, or half a character
+        raise no_such_file(path) from error
+    except OSError:
+        size = -1  # said when it is opened
+    try:
+        if size == 0 and path.is_file():
             raise DataError(f"'{path}' is empty (0 bytes); expected rows with a question and a passage.")
         if path.name.lower().endswith(".gz"):
             with gzip.open(path, "rb") as packed, io.BufferedReader(_Unpacked(packed, path)) as stream:
@@ -86,8 +92,10 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, packed: gzip.GzipFile, path: Path) -> None:
         self._packed, self._path, self._bytes = packed, path, 0
-        most = MAX_UNPACKED_JSON_BYTES if bare_suffix(path.name) == ".json" else MAX_UNPACKED_BYTES
-        self._limit = max(most, MAX_RATIO * os.path.getsize(path)) if path.is_file() else None
+        is_json = bare_suffix(path.name) == ".json"
+        self._ratio = MAX_JSON_RATIO if is_json else MAX_RATIO
+        most = MAX_UNPACKED_JSON_BYTES if is_json else MAX_UNPACKED_BYTES
+        self._limit = max(most, self._ratio * os.path.getsize(path)) if path.is_file() else None
 
     def readable(self) -> bool:
         return True
@@ -97,7 +105,7 @@ class _Unpacked(io.RawIOBase):
         self._bytes += count
         if self._limit is not None and self._bytes > self._limit:
             raise DataError(
-                f"'{self._path}' unpacks to more than {self._limit // 2**20:,} MiB, over {MAX_RATIO} times its size; "
+                f"'{self._path}' unpacks to more than {self._limit // 2**20:,} MiB, over {self._ratio} times its size; "
                 f"texts don't pack like that. If it is right all the same, unpack it first. Type:  "
                 f"gunzip --keep '{self._path}'"
             )

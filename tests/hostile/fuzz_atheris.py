@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--findings", type=Path, default=Path("/tmp/embedtune-findings"))
-    parser.add_argument("--longest", type=int, default=4_096, help="bytes of an input")
+    parser.add_argument("--longest", type=int, default=8_192, help="bytes of an input")
     options = parser.parse_args()
     target, findings = TARGETS[options.target], Findings(options.target, options.findings)
     shared = Path("/dev/shm")

@@ -17,7 +17,7 @@ from types import FrameType
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from embedtune.errors import EmbedtuneError
+from embedtune.errors import EmbedtuneError, readable
 
 COMMANDS = {
     "train": "fine-tune an encoder on question/passage pairs",
@@ -79,7 +79,7 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         print(
-            f"embedtune: the run failed: {type(error).__name__}: {error}\n"
+            f"embedtune: the run failed: {type(error).__name__}: {readable(str(error))}\n"
             "This is not a message of embedtune's own; run it again with --debug for the traceback.",
             file=sys.stderr,
         )

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 import tyro
 
+from embedtune.checks import require, require_choice, require_usable
 from embedtune.durations import parse_seconds
-from embedtune.errors import ConfigError
+from embedtune.errors import ConfigError, brief, quoted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,11 +70,12 @@ class DataConfig:
     """The `suspects.jsonl` of a run with its "label" filled in: also, instead or no."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.test_fraction < 1, "test-fraction", self.test_fraction, "a number between 0 and 1")
-        _require(0 < self.dev_fraction < 1, "dev-fraction", self.dev_fraction, "a number between 0 and 1")
-        _require(self.max_dev_pairs >= 2, "max-dev-pairs", self.max_dev_pairs, "2 or more pairs")
+        require_usable(self)
+        require(0 < self.test_fraction < 1, "test-fraction", self.test_fraction, "a number between 0 and 1")
+        require(0 < self.dev_fraction < 1, "dev-fraction", self.dev_fraction, "a number between 0 and 1")
+        require(self.max_dev_pairs >= 2, "max-dev-pairs", self.max_dev_pairs, "2 or more pairs")
         expected = "0 (off) or a number up to 1"
-        _require(0 <= self.near_duplicates <= 1, "near-duplicates", self.near_duplicates, expected)
+        require(0 <= self.near_duplicates <= 1, "near-duplicates", self.near_duplicates, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +102,12 @@ class ModelConfig:
     """Run Python code that comes with the models named, those of --against too."""
 
     def __post_init__(self) -> None:
-        _require_choice(self, "precision")
-        _require_choice(self, "device")
-        _require_choice(self, "memory")
+        require_usable(self)
+        require_choice(self, "precision")
+        require_choice(self, "device")
+        require_choice(self, "memory")
         if self.max_length is not None:
-            _require(self.max_length >= 8, "max-length", self.max_length, "8 or more tokens")
+            require(self.max_length >= 8, "max-length", self.max_length, "8 or more tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +152,18 @@ class AdapterConfig:
         return self.method == "full" or self.bias != "none" or bool(self.modules_to_save)
 
     def __post_init__(self) -> None:
+        require_usable(self)
         for name in ("method", "init", "bias", "merge_into"):
-            _require_choice(self, name)
-        _require(self.rank >= 1, "rank", self.rank, "1 or more")
-        _require(self.alpha > 0, "alpha", self.alpha, "a number above 0")
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 up to, but not, 1")
-        _require(bool(self.target_modules), "target-modules", "empty", "all-linear or names of modules")
-        _require(
+            require_choice(self, name)
+        require(self.rank >= 1, "rank", self.rank, "1 or more")
+        require(self.alpha > 0, "alpha", self.alpha, "a number above 0")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 up to, but not, 1")
+        require(bool(self.target_modules), "target-modules", "empty", "all-linear or names of modules")
+        require(
             all(n >= 0 for n in self.layers_to_transform), "layers-to-transform", self.layers_to_transform, "0 or more"
         )
         if self.last_layers is not None:
-            _require(self.last_layers >= 1, "last-layers", self.last_layers, "1 or more")
+            require(self.last_layers >= 1, "last-layers", self.last_layers, "1 or more")
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
@@ -249,26 +253,27 @@ class TrainingConfig:
     """Passages to search in at each dev evaluation: the dev passages, filled up with training passages."""
 
     def __post_init__(self) -> None:
-        _require_choice(self, "schedule")
-        _require_choice(self, "optimizer")
-        _require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
+        require_usable(self)
+        require_choice(self, "schedule")
+        require_choice(self, "optimizer")
+        require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
         if self.batch_size is not None:
-            _require(self.batch_size >= 2, "batch-size", self.batch_size, "2 or more pairs")
-        _require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
+            require(self.batch_size >= 2, "batch-size", self.batch_size, "2 or more pairs")
+        require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
         for name in ("max_steps", "eval_steps", "patience", "micro_batch_tokens"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")
-        _require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more batches")
-        _require(0 <= self.warmup_fraction < 1, "warmup-fraction", self.warmup_fraction, "a number from 0 up to 1")
-        _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
-        _require(self.max_grad_norm >= 0, "max-grad-norm", self.max_grad_norm, "0 (off) or more")
-        _require(self.scale > 0, "scale", self.scale, "a number above 0, such as 20")
-        _require(self.metric in METRICS, "metric", self.metric, f"one of {', '.join(METRICS)}")
-        _require(self.keep_last >= 2, "keep-last", self.keep_last, "2 or more checkpoints")
-        _require(self.checkpoint_minutes >= 0, "checkpoint-minutes", self.checkpoint_minutes, "0 or more minutes")
+            require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")
+        require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more batches")
+        require(0 <= self.warmup_fraction < 1, "warmup-fraction", self.warmup_fraction, "a number from 0 up to 1")
+        require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
+        require(self.max_grad_norm >= 0, "max-grad-norm", self.max_grad_norm, "0 (off) or more")
+        require(self.scale > 0, "scale", self.scale, "a number above 0, such as 20")
+        require(self.metric in METRICS, "metric", self.metric, f"one of {', '.join(METRICS)}")
+        require(self.keep_last >= 2, "keep-last", self.keep_last, "2 or more checkpoints")
+        require(self.checkpoint_minutes >= 0, "checkpoint-minutes", self.checkpoint_minutes, "0 or more minutes")
         if self.max_time is not None:
             parse_seconds(self.max_time, option="max-time")
-        _require(self.dev_corpus >= 1, "dev-corpus", self.dev_corpus, "1 or more passages")
+        require(self.dev_corpus >= 1, "dev-corpus", self.dev_corpus, "1 or more passages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +290,9 @@ class EvaluationConfig:
     and the forgetting sets."""
 
     def __post_init__(self) -> None:
+        require_usable(self)
         in_range = isinstance(self.blend, (int, float)) and not isinstance(self.blend, bool) and 0 <= self.blend <= 1
-        _require(self.blend == "auto" or in_range, "blend", self.blend, "a number from 0 to 1, or auto")
+        require(self.blend == "auto" or in_range, "blend", self.blend, "a number from 0 to 1, or auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +305,10 @@ class OutputConfig:
     """Drives the splits, the data order, the adapter's start and the resampling."""
     resume: bool = False
     """Go on with the run in the output folder from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        require_usable(self)
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,8 +343,10 @@ def load_toml(path: Path) -> TrainConfig:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path}: not a readable TOML file: {error}") from None
+    except (OSError, ValueError) as error:  # an integer of thousands of digits is a ValueError alone
+        raise ConfigError(f"--config {path}: not a readable TOML file: {brief(str(error), 300)}") from None
+    except RecursionError:
+        raise ConfigError(f"--config {path}: not a readable TOML file: nested too deeply.") from None
     return from_dict(document, source=str(path))
 
 
@@ -346,11 +358,11 @@ def from_dict(document: Mapping[str, Any], *, source: str) -> TrainConfig:
     """
     sections = typing.get_type_hints(TrainConfig)
     if unknown := sorted(set(document) - set(sections)):
-        raise ConfigError(f"{source}: unknown section [{unknown[0]}]; the sections are {_brackets(sections)}.")
+        raise ConfigError(f"{source}: unknown section [{brief(unknown[0])}]; the sections are {_brackets(sections)}.")
     built = {}
     for name, values in document.items():
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{source}: '{name}' must be a section, [{name}], not {values!r}.")
+            raise ConfigError(f"{source}: '{name}' must be a section, [{name}], not {quoted(values)}.")
         built[name] = _section(sections[name], values, where=f"{source}, [{name}]")
     return TrainConfig(**built)
 
@@ -371,7 +383,7 @@ def to_toml(config: TrainConfig) -> str:
 def _section(cls: type[Section], values: Mapping[str, Any], *, where: str) -> Section:
     hints = typing.get_type_hints(cls)
     if unknown := sorted(set(values) - set(hints)):
-        raise ConfigError(f"{where}: unknown key '{unknown[0]}'; the keys are {', '.join(sorted(hints))}.")
+        raise ConfigError(f"{where}: unknown key '{brief(unknown[0])}'; the keys are {', '.join(sorted(hints))}.")
     return cls(**{key: _convert(hints[key], value, where=f"{where} {key}") for key, value in values.items()})
 
 
@@ -380,7 +392,8 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         if option is float and type(value) in (int, float):
-            return float(value)
+            # One beyond all floats stays as it is, and is refused as too large.
+            return float(value) if abs(value) <= sys.float_info.max else value
         if option is Path and isinstance(value, str):
             return Path(value)
         if typing.get_origin(option) is tuple and _is_list_of(typing.get_args(option)[0], value):
@@ -388,7 +401,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
         if typing.get_origin(option) is Literal or (isinstance(option, type) and type(value) is option):
             return value
     expected = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
-    raise ConfigError(f"{where}: got {value!r}, expected {expected}.")
+    raise ConfigError(f"{where}: got {quoted(value)}, expected {expected}.")
 
 
 def _is_list_of(kind: type, value: Any) -> bool:
@@ -403,14 +416,3 @@ def _plain(value: Any) -> Any:
 
 def _brackets(names: Mapping[str, Any]) -> str:
     return ", ".join(f"[{name}]" for name in names)
-
-
-def _require(condition: bool, option: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"--{option} is {value}, expected {expected}.")
-
-
-def _require_choice(config: object, name: str) -> None:
-    choices = typing.get_args(typing.get_type_hints(type(config))[name])
-    value = getattr(config, name)
-    _require(value in choices, name, value, f"one of {', '.join(choices)}")

@@ -12,7 +12,7 @@ from embedtune.config import ModelConfig
 from embedtune.data.ahead import ahead
 from embedtune.data.read import stream_passages
 from embedtune.data.tokens import TokenTable
-from embedtune.errors import DataError
+from embedtune.errors import DataError, quoted
 from embedtune.export.vectors import check_place, writing
 from embedtune.models.encoder import Encoder, Role
 from embedtune.progress import Reporter, SilentReporter
@@ -83,7 +83,7 @@ def encode_file(
 def _texts(source: str, column: str | None) -> Iterator[str]:
     for number, value in enumerate(stream_passages(source, column=column), 1):
         if not isinstance(value, str):
-            raise DataError(f"'{source}': text {number} is {value!r}, expected a string.")
+            raise DataError(f"'{source}': text {number} is {quoted(value)}, expected a string.")
         try:
             value.encode()
         except UnicodeEncodeError as error:

@@ -18,14 +18,61 @@
                                  143 after SIGTERM, 75 when --max-time was over
 
 Catch `UserError` to show the message and nothing else; catch `EmbedtuneError` for all of them. Every message
-says what was received, what was expected and what to type.
+says what was received, what was expected and what to type. What of it comes out of a file can't do anything to the
+terminal: it is shortened by `brief` where it is quoted, and escaped by `readable` in every message.
 """
+
+import unicodedata
+
+LONGEST_MESSAGE = 4_000
+"""Characters of a message; the middle of a longer one is left out."""
+LONGEST_QUOTE = 60
+"""Characters of a value from a file that a message quotes."""
+
+
+def readable(text: str) -> str:
+    """The text as it can be shown in a terminal: control characters, marks of direction, and what else has no shape or
+    is none of Unicode's are written as escapes; line breaks stay.
+    """
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE * 3 // 4]} [...] {text[-LONGEST_MESSAGE // 8 :]}"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character == "\n" or character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def brief(value: object, most: int = LONGEST_QUOTE) -> str:
+    """A value from a file for a message: a text as it is, with its line breaks escaped, anything else as Python writes
+    it; the rest of a long one is left out.
+    """
+    if isinstance(value, str):
+        text = readable(value[: most + 1]).replace("\n", "\\n")
+    else:
+        try:
+            text = repr(value)
+        except (ValueError, RecursionError):  # an integer of thousands of digits; lists in lists in lists
+            text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def quoted(value: object) -> str:
+    """As `brief`, with quotes around a text."""
+    return f"'{brief(value)}'" if isinstance(value, str) else brief(value)
 
 
 class EmbedtuneError(Exception):
     """Base of every exception that embedtune raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(readable(message))
 
 
 class UserError(EmbedtuneError):

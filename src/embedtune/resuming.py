@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune.config import TrainConfig, load_toml
-from embedtune.errors import ConfigError, DataError, ModelError, OutputError
+from embedtune.errors import ConfigError, DataError, ModelError, OutputError, brief
 from embedtune.export.run_folder import RunFolder
 from embedtune.models.encoder import Encoder
 
@@ -80,8 +80,8 @@ class Identity:
         self._before: dict[str, Any] = {}
         if resume and folder.fingerprint.is_file():
             try:
-                self._before = dict(json.loads(folder.fingerprint.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
+                self._before = _identity(json.loads(folder.fingerprint.read_text(encoding="utf-8")))
+            except (OSError, ValueError, RecursionError) as error:
                 raise OutputError(
                     f"{folder.fingerprint}: can't be read, so nothing tells whether the data is the same: {error}\n"
                     "Delete that file to go on all the same."
@@ -130,11 +130,29 @@ class Identity:
         self.now["environment"] = dict(environment)
         before = self._before.get("environment", {})
         changed = [
-            f"{name} {then}, now {environment.get(name)}"
+            f"{name} {brief(then)}, now {environment.get(name)}"
             for name, then in before.items()
             if environment.get(name) != then
         ]
         return f"this run began with {'; '.join(changed)}: weights may differ in their last digits" if changed else None
+
+
+def _identity(value: Any) -> dict[str, Any]:
+    """What `Identity` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, expected an object")
+    data, environment = value.get("data", {"hashes": {}, "pairs": {}}), value.get("environment", {})
+    if not isinstance(environment, dict) or not isinstance(data, dict):
+        raise ValueError("its 'data' or 'environment' is no object")
+    for name, kind in (("hashes", str), ("pairs", int)):
+        entries = data.get(name)
+        if not isinstance(entries, dict) or not all(isinstance(entry, kind) for entry in entries.values()):
+            raise ValueError(f"its '{name}' are not what a run writes")
+    return value
 
 
 def base_fingerprint(encoder: Encoder) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embedtune.data.files import MAX_FIELD_CHARACTERS, bare_stem, bare_suffix, csv_records, read_records
+from embedtune.data.files import MAX_FIELD_CHARACTERS, csv_records, read_records
+from embedtune.data.lines import bare_stem, bare_suffix
 from embedtune.errors import DataError
 
 GOOD_LINE = b'{"anchor": "q", "positive": "p"}\n'

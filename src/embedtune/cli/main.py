@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from embedtune.cli.secrets import SecretsRemoved, without_secrets
-from embedtune.errors import EmbedtuneError
+from embedtune.errors import EmbedtuneError, readable
 
 COMMANDS = {
     "train": "fine-tune an encoder on question/passage pairs",
@@ -77,7 +77,7 @@ def _run(command: str, arguments: list[str], debug: bool) -> int:
         if debug:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         print(
-            f"embedtune: the run failed: {type(error).__name__}: {without_secrets(str(error))}\n"
+            f"embedtune: the run failed: {type(error).__name__}: {readable(without_secrets(str(error)))}\n"
             "This is not a message of embedtune's own; run it again with --debug for the traceback.",
             file=sys.stderr,
         )

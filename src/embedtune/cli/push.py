@@ -127,7 +127,7 @@ def _verdict(run: Path) -> str:
     try:
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
         return verdict(results) if results["schema"] == 1 else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return ""
 
 

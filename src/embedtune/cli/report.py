@@ -12,7 +12,7 @@ import tyro
 
 from embedtune.cli.console import Console
 from embedtune.cli.options import parse
-from embedtune.errors import DataError, OutputError
+from embedtune.errors import DataError, OutputError, brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ def read_results(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: No such file; {hint}.") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; {hint}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged or no JSON ({error}); {hint}.") from error
     if not isinstance(results, dict) or "schema" not in results:
         raise DataError(f'{path} holds no results of embedtune: there is no "schema" in it; {hint}.')
     if results["schema"] != SCHEMA:
         raise DataError(
-            f"{path} has schema {results['schema']!r}, expected {SCHEMA}.\n"
+            f"{path} has schema {brief(results['schema'])}, expected {SCHEMA}.\n"
             "Type:  pip install --upgrade embedtune  (or the version that wrote the file)"
         )
     return results
@@ -94,10 +94,11 @@ def write_report(results: dict[str, Any], page: Path, *, folder: Path) -> None:
 
     try:
         html = build_html(results, folder)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(
             f"The results can't be shown, something in them is missing or of another form than expected "
-            f"({type(error).__name__}: {error}).\nMake them again, with `embedtune train` or `embedtune eval --out`."
+            f"({type(error).__name__}: {brief(str(error), 200)}).\n"
+            "Make them again, with `embedtune train` or `embedtune eval --out`."
         ) from error
     try:
         write_text(page, html)

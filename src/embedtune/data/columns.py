@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from embedtune.data.files import Record
 from embedtune.data.table import Columns, Row
-from embedtune.errors import DataError
+from embedtune.errors import DataError, brief
 
 # In order of preference, compared without regard to case, `_`, `-` and spaces. In a row with a question, a
 # context and an answer (SQuAD, RAG logs) the context is what a search has to find, so answers come late. The
@@ -28,6 +28,11 @@ PASSAGE_NAMES = (
 )  # fmt: skip
 ID_NAMES = ("id", "_id")
 
+MAX_COMBINATIONS = 1_000
+"""Rows that a list of questions beside a list of passages makes at most; 30 kB could make a hundred million."""
+_COMPARED_NAMES, _COMPARED_CHARACTERS = 1_000, 100
+"""Names among which the closest to a misspelled one is looked for, and their length: that takes the square of both."""
+
 _NEGATIVE = re.compile(r"(hard)?neg(ative)?s?(passages?|documents?|docs?)?\d*")
 
 
@@ -43,7 +48,7 @@ def find_column(names: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 def listed(names: Iterable[str]) -> str:
     """Column names for a message, at most 20 of them."""
-    quoted = [f"'{name}'" for name in names]
+    quoted = [f"'{brief(name)}'" for name in names]
     return ", ".join(quoted[:20]) + (f" and {len(quoted) - 20} more" if len(quoted) > 20 else "") or "none"
 
 
@@ -57,9 +62,10 @@ def given_column(names: Sequence[str], name: str, flag: str, source: str) -> str
         return name
     if found := find_column(names, [name]):
         return found
-    close = difflib.get_close_matches(name, names, n=1)
+    short = [known for known in names[:_COMPARED_NAMES] if len(known) <= _COMPARED_CHARACTERS]
+    close = difflib.get_close_matches(name[:_COMPARED_CHARACTERS], short, n=1)
     hint = f"{flag} '{close[0]}'" if close else f"{flag} NAME"
-    raise DataError(f"'{source}' has no column '{name}'. Columns found: {listed(names)}. Type:  {hint}")
+    raise DataError(f"'{source}' has no column '{brief(name)}'. Columns found: {listed(names)}. Type:  {hint}")
 
 
 def resolve_columns(asked: Columns, names: Sequence[str], source: str) -> Columns:
@@ -120,6 +126,9 @@ def rows_of(records: Iterable[Record], columns: Columns, names: Sequence[str]) -
         records: What the file holds.
         columns: As resolved by `resolve_columns`.
         names: The names of all columns, among which is the id column, if there is one.
+
+    Raises:
+        DataError: several questions and several positives in one row make too many.
     """
     assert columns.anchor is not None
     assert columns.positive is not None
@@ -128,11 +137,16 @@ def rows_of(records: Iterable[Record], columns: Columns, names: Sequence[str]) -
     for origin, fields in records:
         negatives = _negatives(fields, columns.negatives)
         row_id = _row_id(fields.get(id_column)) if id_column is not None else ""
-        for anchor in _several(fields.get(columns.anchor)):
-            rows.extend(
-                Row(anchor, positive, negatives, id=row_id, origin=origin)
-                for positive in _several(fields.get(columns.positive))
+        anchors, positives = _several(fields.get(columns.anchor)), _several(fields.get(columns.positive))
+        if min(len(anchors), len(positives)) > 1 and len(anchors) * len(positives) > MAX_COMBINATIONS:
+            raise DataError(
+                f"{origin}: {len(anchors):,} questions in '{brief(columns.anchor)}' and {len(positives):,} passages "
+                f"in '{brief(columns.positive)}' in one row make {len(anchors) * len(positives):,} pairs; expected "
+                f"at most {MAX_COMBINATIONS:,}. Give each question a row with its own passages."
             )
+        rows.extend(
+            Row(anchor, positive, negatives, id=row_id, origin=origin) for anchor in anchors for positive in positives
+        )
     return rows
 
 

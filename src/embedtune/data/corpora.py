@@ -5,15 +5,17 @@ Both keep questions, passages and which passage answers which question apart, jo
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from embedtune.data.files import SUFFIXES, bare_suffix, json_lines, text_lines
+from embedtune.data.files import SUFFIXES, json_lines
+from embedtune.data.lines import bare_suffix, text_lines
 from embedtune.data.table import Row, Split, Table, pick_split
-from embedtune.errors import DataError
+from embedtune.errors import DataError, brief
 
 _LLAMAINDEX_KEYS = ("queries", "corpus", "relevant_docs")
 
@@ -76,7 +78,7 @@ def read_beir(folder: Path, source: str, split: Split) -> Table:
         for kind, key, known in (("query", query_id, queries), ("corpus", passage_id, passages)):
             if key not in known:
                 raise DataError(
-                    f"'{path}', line {number}: the {kind} id '{key}' is not in the folder's "
+                    f"'{path}', line {number}: the {kind} id '{brief(key)}' is not in the folder's "
                     f"{'queries' if kind == 'query' else 'corpus'}.jsonl. Add it there, or remove the line."
                 )
         if grade > 0:
@@ -105,11 +107,17 @@ def _by_id(path: Path) -> dict[str, object]:
     for record in json_lines(path):
         if "_id" not in record.fields or "text" not in record.fields:
             raise DataError(f"'{path}', {record.origin}: expected the keys '_id' and 'text' in each line.")
-        key = str(record.fields["_id"])
+        key = _id(record.fields["_id"], f"'{path}', {record.origin}")
         if key in texts:
-            raise DataError(f"'{path}', {record.origin}: the _id '{key}' is there twice. Rename or remove one.")
+            raise DataError(f"'{path}', {record.origin}: the _id '{brief(key)}' is there twice. Rename or remove one.")
         texts[key] = titled_text(record.fields)
     return texts
+
+
+def _id(value: object, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise DataError(f"{where}: the id is {brief(value)}; expected a text or a whole number.")
+    return str(value)
 
 
 def titled_text(fields: Mapping[str, object]) -> object:
@@ -128,12 +136,15 @@ def _qrels(path: Path) -> Iterator[tuple[int, str, str, float]]:
             continue
         try:
             query_id, passage_id, grade = fields
-            yield number, query_id, passage_id, float(grade)
+            value = float(grade)
+            if not math.isfinite(value):
+                raise ValueError("no number to compare")
+            yield number, query_id, passage_id, value
         except ValueError as error:
             if number == 1 and len(fields) == 3:
                 continue
             raise DataError(
-                f"'{path}', line {number}: received {fields}; expected query id, passage id and "
+                f"'{path}', line {number}: received '{brief(line.strip())}'; expected query id, passage id and "
                 f"a number as score, with tabs between."
             ) from error
 
@@ -152,14 +163,16 @@ def read_llamaindex(content: Mapping[str, object], path: Path, source: str) -> T
     queries, passages, relevant = (_part(content, key, path) for key in _LLAMAINDEX_KEYS)
     rows = []
     for query_id, passage_ids in relevant.items():
-        where = f"'{path}', relevant_docs of '{query_id}'"
+        where = f"'{path}', relevant_docs of '{brief(query_id)}'"
         if query_id not in queries:
             raise DataError(f"{where}: there is no such id in 'queries'. Add the question, or remove the entry.")
         if not isinstance(passage_ids, list):
             raise DataError(f"{where}: received {type(passage_ids).__name__}; expected a list of ids of 'corpus'.")
-        for passage_id in map(str, passage_ids):
+        for passage_id in (_id(passage_id, where) for passage_id in passage_ids):
             if passage_id not in passages:
-                raise DataError(f"{where}: '{passage_id}' is not in 'corpus'. Add the passage, or remove the id.")
+                raise DataError(
+                    f"{where}: '{brief(passage_id)}' is not in 'corpus'. Add the passage, or remove the id."
+                )
             row_id, origin = f"{query_id}/{passage_id}", f"{path.name}:{query_id}"
             rows.append(Row(queries[query_id], passages[passage_id], id=row_id, origin=origin))
     if not rows:

@@ -7,28 +7,30 @@ names the file, the line, and what to do about it.
 from __future__ import annotations
 
 import csv
-import difflib
-import gzip
-import io
 import json
 import os
+import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from embedtune.errors import DataError
+from embedtune.data.lines import bare_suffix, open_bytes, text_lines, whole_text
+from embedtune.errors import DataError, brief
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 KNOWN_SUFFIXES = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, each also with .gz"
 MAX_FIELD_CHARACTERS = 10_000_000
 """Longest CSV field; a quote that is never closed would otherwise swallow the rest of the file."""
-PARQUET_BATCH = 4_096
-"""Rows of a Parquet file that are Python objects at a time."""
+MAX_ROWS = 10_000_000
+"""Rows that are read at once, as pairs are: ten million short ones take about 8 GB."""
+MAX_ROWS_PER_BYTE = 10
+"""A Parquet file with more than `MAX_ROWS`, and more than so many in each of its bytes, is not streamed either."""
+PARQUET_BATCH = 64
+"""Rows of a Parquet file that are unpacked at a time; a text of 1 MB that all have is there once in the file."""
 PARQUET_BUFFER = 2**20
 """Bytes of a Parquet column read at a time; by default it is all that a row group has, often the whole file."""
 
@@ -39,92 +41,6 @@ class Record(NamedTuple):
     origin: str
     """Where it stands: `train.jsonl:17`."""
     fields: dict[str, object]
-
-
-def bare_suffix(name: str) -> str:
-    """The suffix that tells the form, in lower case and without `.gz`: `.jsonl` for `Train.JSONL.gz`."""
-    lower = name.lower()
-    return os.path.splitext(lower.removesuffix(".gz"))[1]
-
-
-def bare_stem(name: str) -> str:
-    """The file name without folder, `.gz` and suffix: `train` for `data/train.jsonl.gz`."""
-    base = Path(name).name
-    return os.path.splitext(base[:-3] if base.lower().endswith(".gz") else base)[0]
-
-
-def no_such_file(path: Path) -> DataError:
-    """The error for a path that does not exist, with the closest name in its folder."""
-    folder = path.parent
-    try:
-        neighbours = os.listdir(folder)
-    except OSError:
-        return DataError(f"No such file: '{path}' (nor can the folder '{folder}' be listed). Check the path.")
-    close = difflib.get_close_matches(path.name, neighbours, n=1)
-    hint = f"Did you mean '{folder / close[0]}'?" if close else f"Check the name and the folder '{folder}'."
-    return DataError(f"No such file: '{path}'. {hint}")
-
-
-@contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked if its name ends in `.gz`.
-
-    Raises:
-        DataError: it can't be opened, is empty, or breaks while it is read inside the `with` block.
-    """
-    try:
-        if os.path.getsize(path) == 0 and path.is_file():
-            raise DataError(f"'{path}' is empty (0 bytes); expected rows with a question and a passage.")
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(path, "rb") as packed, io.BufferedReader(packed) as stream:
-                yield stream
-        else:
-            with open(path, "rb") as stream:
-                yield stream
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"'{path}' is not a whole gzip file ({error}). Download or pack it again; "
-            f"if it isn't packed at all, take '.gz' off its name."
-        ) from error
-    except PermissionError as error:
-        raise DataError(f"No permission to read '{path}'. Type:  chmod u+r '{path}'") from error
-    except FileNotFoundError as error:
-        raise no_such_file(path) from error
-    except OSError as error:
-        raise DataError(f"'{path}' can't be read: {error.strerror or error}.") from error
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and the lines with their ends; only `\\n` ends a line, U+2028 and the like do not.
-
-    Raises:
-        DataError: a line isn't UTF-8 text.
-    """
-    with open_bytes(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            yield number, _decoded(raw, path, number)
-
-
-def _decoded(raw: bytes, path: Path, number: int) -> str:
-    if number == 1:
-        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise DataError(f"'{path}' is UTF-16 text; expected UTF-8. Save it again as UTF-8.")
-        if raw.startswith(b"\x1f\x8b"):
-            raise DataError(f"'{path}' is gzipped but its name doesn't say so. Rename it to '{path.name}.gz'.")
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if (position := raw.find(b"\0")) >= 0:
-        raise DataError(
-            f"'{path}', line {number}: a NUL byte at byte {position + 1} of the line; expected text. "
-            f"Is it really a {bare_suffix(path.name)} file?"
-        )
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"'{path}', line {number}: not UTF-8 text (0x{raw[error.start]:02x} at byte {error.start + 1} "
-            f"of the line). Save the file as UTF-8; from Latin-1, type:  "
-            f"iconv -f latin1 -t utf-8 '{path}' > utf8-{path.name.removesuffix('.gz')}"
-        ) from error
 
 
 def parse_json(text: str, path: Path, line: int = 1) -> object:
@@ -174,10 +90,11 @@ def load_json(path: Path) -> object:
     Raises:
         DataError: it is neither.
     """
-    lines = [line for _, line in text_lines(path)]
-    if sum(1 for line in lines if line.strip()) > 1 and _is_json_object(next(filter(str.strip, lines))):
+    text = whole_text(path)
+    first = re.search(r"\S[^\n]*", text)
+    if first and re.compile(r"\S").search(text, first.end()) and _is_json_object(first[0]):
         return list(json_lines(path))
-    return parse_json("".join(lines), path)
+    return parse_json(text, path)
 
 
 def _is_json_object(line: str) -> bool:
@@ -209,10 +126,13 @@ def json_records(content: object, path: Path) -> list[Record]:
 
 def _shortened(value: object) -> str:
     if isinstance(value, dict):
-        names = ", ".join(f"'{name}'" for name in list(value)[:8])
+        names = ", ".join(f"'{brief(name)}'" for name in list(value)[:8])
         return f"an object with {names or 'no keys'}"
-    text = json.dumps(value, ensure_ascii=False)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # parsed with a few levels to spare
+        text = "nested too deeply to show"
+    return f"{type(value).__name__} {brief(text)}"
 
 
 def csv_records(path: Path) -> Iterator[Record]:
@@ -262,14 +182,16 @@ def _delimiter(path: Path, header: str) -> str:
 
 
 def _checked_header(header: list[str], path: Path) -> list[str]:
+    seen = set[str]()
     for name in header:
-        if header.count(name) > 1:
-            raise DataError(f"'{path}': the header has the column '{name}' twice. Rename or remove one of them.")
+        if name in seen:
+            raise DataError(f"'{path}': the header has the column '{brief(name)}' twice. Rename or remove one of them.")
+        seen.add(name)
     return header
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:20]) + (", ..." if len(names) > 20 else "")
+    return ", ".join(f"'{brief(name)}'" for name in names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -303,16 +225,19 @@ def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterato
 
 @contextmanager
 def _parquet_file(path: Path, rows_read: Callable[[], int]) -> Iterator[Any]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with open_bytes(path) as stream, _seekable(stream, path) as content:
         try:
-            yield pq.ParquetFile(content, buffer_size=PARQUET_BUFFER, pre_buffer=False)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            file = pq.ParquetFile(content, buffer_size=PARQUET_BUFFER, pre_buffer=False)
+            rows, size = file.metadata.num_rows, content.seek(0, os.SEEK_END)
+            if rows > max(MAX_ROWS, MAX_ROWS_PER_BYTE * size):
+                raise ValueError(f"it says to hold {rows:,} rows in {size:,} bytes")
+            yield file
+        except Exception as error:  # what pyarrow raises on a damaged file, or on values Python has none for, is open
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
-                f"'{path}' can't be read as Parquet after {rows_read()} rows ({reason}). "
+                f"'{path}' can't be read as Parquet after {rows_read()} rows ({brief(reason, 200)}). "
                 f"Is it a whole Parquet file? Download or write it again."
             ) from error
 
@@ -332,9 +257,23 @@ def read_records(path: Path) -> list[Record]:
     """All records of a tabular file.
 
     Raises:
-        DataError: the suffix isn't known, the file is broken, or it has no rows.
+        DataError: the suffix isn't known, the file is broken, or it has no rows or more than `MAX_ROWS`.
     """
-    return list(iter_records(path))
+    records: list[Record] = []
+    before: dict[str, object] = {}
+    for record in iter_records(path):
+        if len(records) == MAX_ROWS:
+            raise DataError(
+                f"'{path}' has more than {MAX_ROWS:,} rows, which are held in memory at once. Give a sample of them."
+            )
+        fields = record.fields
+        for name, value in fields.items():
+            # A text that row after row has, such as a passage with its questions, is in memory once.
+            if value == before.get(name) and isinstance(value, str):
+                fields[name] = before[name]
+        before = fields
+        records.append(record)
+    return records
 
 
 def iter_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record]:

@@ -13,7 +13,7 @@ import numpy as np
 from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.files import Record, iter_records
-from embedtune.errors import DataError
+from embedtune.errors import DataError, brief
 
 Replaced = dict[tuple[int, int], int]
 """(query id, passage id) of rows whose passage does not answer the question, to the passage id that does."""
@@ -50,8 +50,8 @@ def read_labels(source: str) -> list[Label]:
             continue
         if given not in ("also", "instead"):
             raise DataError(
-                f"'{path}', {record.origin}: the label is '{given}'; expected 'also' (the candidate answers the query "
-                "too), 'instead' (it does and the positive does not), 'no', or nothing."
+                f"'{path}', {record.origin}: the label is '{brief(given)}'; expected 'also' (the candidate "
+                "answers the query too), 'instead' (it does and the positive does not), 'no', or nothing."
             )
         labels.append(
             Label(
@@ -98,7 +98,7 @@ def apply_labels(labels: Sequence[Label], collection: Collection) -> Replaced:
         candidate = _found(label.candidate, passages, "candidate", label)
         if positive not in collection.qrels[query] or positive == candidate:
             raise DataError(
-                f"{label.origin}: the positive '{label.positive[:60]}' is "
+                f"{label.origin}: the positive '{brief(label.positive)}' is "
                 f"{'the candidate as well' if positive == candidate else 'not a passage of its query in the data'}; "
                 "expected the suspects of these data. Clear that line's label."
             )
@@ -109,7 +109,7 @@ def apply_labels(labels: Sequence[Label], collection: Collection) -> Replaced:
     for label, link in zip(labels, links, strict=True):
         if link in replaced:
             raise DataError(
-                f"{label.origin}: the candidate answers the query '{label.query[:60]}', but another line says "
+                f"{label.origin}: the candidate answers the query '{brief(label.query)}', but another line says "
                 "'instead' of that passage. Clear one of the two labels."
             )
     for (query, candidate), grade in zip(links, grades, strict=True):
@@ -123,7 +123,7 @@ def _found(text: str, known: Mapping[str, int], name: str, label: Label) -> int:
     number = known.get(text_key(text))
     if number is None:
         raise DataError(
-            f"{label.origin}: the {name} '{text[:60]}' is not in the data; expected the suspects of these data. Give "
+            f"{label.origin}: the {name} '{brief(text)}' is not in the data; expected the suspects of these data. Give "
             "the files that the suspects come from (--corpus for further passages), or clear that line's label."
         )
     return number

@@ -23,16 +23,14 @@ from embedtune.data.files import (
     KNOWN_SUFFIXES,
     SUFFIXES,
     Record,
-    bare_suffix,
     iter_records,
     json_records,
     load_json,
-    no_such_file,
     parquet_columns,
     read_records,
     require_rows,
-    text_lines,
 )
+from embedtune.data.lines import bare_suffix, no_such_file, text_lines
 from embedtune.data.table import Columns, Row, Split, Table, known_splits
 from embedtune.errors import DataError
 
@@ -123,7 +121,7 @@ def stream_passages(source: str, *, column: str | None = None) -> Iterator[objec
 def _passages(source: str, column: str | None, *, recognised_by: int | None) -> Iterator[object]:
     path = Path(os.path.expanduser(source))
     suffix = bare_suffix(path.name)
-    if suffix == ".txt" and path.exists() and not path.is_dir():
+    if suffix == ".txt" and os.path.exists(path) and not os.path.isdir(path):
         return _text_passages(path)
     kind = _kind(source)
     if kind == "folder":

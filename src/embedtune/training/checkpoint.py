@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from embedtune.atomic import remove_folder, replacing, tidy
-from embedtune.errors import OutputError, StorageError
+from embedtune.errors import OutputError, StorageError, brief
 from embedtune.training.random_state import random_state, restore_random_state
 
 WEIGHTS, OPTIMIZER, STATE, CHECKSUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"
@@ -58,6 +59,27 @@ class Progress:
     """Dev metrics with their `step`."""
 
 
+def checked_progress(fields: dict[str, Any], step: int) -> Progress:
+    """The progress that a checkpoint of this step holds.
+
+    Raises:
+        ValueError, TypeError: it is none, or of another step.
+    """
+    progress = Progress(**fields)
+    counts = [progress.pairs, progress.tokens, progress.best_step, progress.evaluations_without_gain]
+    counts += [] if progress.micro_batch_tokens is None else [progress.micro_batch_tokens]
+    numbers = [progress.seconds, progress.best_metric, progress.lr, *progress.losses]
+    for entry in progress.evaluations:
+        numbers += [entry["step"], *entry.values()]
+    if progress.step != step:
+        raise ValueError(f"it is of step {brief(progress.step)}")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("its counts are no whole numbers")
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError("its losses or metrics are no numbers")
+    return progress
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a checkpoint is made of, beside the progress."""
@@ -82,7 +104,8 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, ascending."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else []
-        return sorted(int(p.name[5:]) for p in found if p.name[5:].isdigit())
+        numbers = [int(p.name[5:]) for p in found if re.fullmatch("[0-9]{8,18}", p.name[5:])]
+        return sorted(step for step in numbers if self.path(step).is_dir())
 
     def open(self) -> None:
         """Make the folder, or finish there what a killed process left undone.
@@ -158,7 +181,7 @@ class Checkpoints:
         folder = self.path(step)
         try:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            progress = Progress(**state["progress"])
+            progress = checked_progress(state["progress"], step)
             tensors = load_file(folder / OPTIMIZER)
             _restore_weights(folder / WEIGHTS, trained.model)
             restore_random_state(tensors)
@@ -168,9 +191,9 @@ class Checkpoints:
                 trained.scaler.load_state_dict(state["scaler"])
         except (OSError, SafetensorError) as error:  # the bytes are right, so it is the disk
             raise DamagedCheckpointError(f"{folder}: this checkpoint can't be read ({error})") from error
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise OutputError(
-                f"{folder}: this checkpoint is of another run or version: {error}\n"
+                f"{folder}: this checkpoint is of another run or version: {brief(str(error), 300)}\n"
                 "Type:  --resume with the settings it was made with, or start again with another --out."
             ) from error
         return progress
@@ -193,7 +216,7 @@ class Checkpoints:
         """
         if (of_best := self.damage(progress.best_step)) is None:
             return progress.best_step, None
-        value = {int(entry["step"]): entry[metric] for entry in progress.evaluations}
+        value = {int(entry["step"]): entry[metric] for entry in progress.evaluations if metric in entry}
         for step in sorted(value, key=value.__getitem__, reverse=True):
             if self.damage(step) is None:
                 return step, of_best
@@ -262,15 +285,22 @@ def _moments(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
 def _restore_moments(optimizer: torch.optim.Optimizer, entries: dict[str, Any]) -> None:
     current = optimizer.state_dict()
     current["state"] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in entries.items():
         if name.startswith("moment."):
             _, index, key = name.split(".", 2)
+            if key in ("exp_avg", "exp_avg_sq") and value.shape != parameters[int(index)].shape:
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}, the parameter another")
             current["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(current)
 
 
 def _restore_schedule(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """A scheduler's state alone would leave the optimiser at the learning rate of step 0 for one step."""
-    scheduler.load_state_dict({**scheduler.state_dict(), **state})
+    known = {key: state[key] for key in _SCHEDULER_KEYS}
+    numbers = [known["last_epoch"], known["_step_count"], *known["_last_lr"], *known["base_lrs"]]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"its learning rates or steps are no numbers: {brief(known)}")
+    scheduler.load_state_dict({**scheduler.state_dict(), **known})
     for group, lr in zip(optimizer.param_groups, state["_last_lr"], strict=True):
         group["lr"] = lr

@@ -8,6 +8,7 @@ knowledge with the passage that answers each, `distractors.jsonl` further passag
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from embedtune.data.clean import CollectionBuilder, text_key
 from embedtune.data.collection import Collection
 from embedtune.data.columns import ANCHOR_NAMES, POSITIVE_NAMES, column_names, find_column, listed
 from embedtune.data.corpora import is_llamaindex
-from embedtune.data.files import SUFFIXES, Record, bare_stem, bare_suffix, json_records, load_json, read_records
+from embedtune.data.files import SUFFIXES, Record, json_records, load_json, read_records
+from embedtune.data.lines import bare_stem, bare_suffix
 from embedtune.data.read import read, read_passages
-from embedtune.errors import DataError
+from embedtune.errors import DataError, brief, quoted
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.run import RetrievalTask, retrieval_task
 
@@ -79,7 +81,7 @@ def read_set(source: str, *, name: str) -> GeneralSet:
     Raises:
         DataError: It can't be read, or is neither, with the columns that were found.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     records = _records(path)
     names = column_names(records)
     first, second = find_column(names, FIRST_NAMES), find_column(names, SECOND_NAMES)
@@ -96,7 +98,7 @@ def read_set(source: str, *, name: str) -> GeneralSet:
 
 def _records(path: Path) -> list[Record]:
     """The rows of a tabular file; none of what else `read` takes, or refuses."""
-    if not path.is_file() or bare_suffix(path.name) not in SUFFIXES:
+    if not os.path.isfile(path) or bare_suffix(path.name) not in SUFFIXES:
         return []
     if bare_suffix(path.name) == ".json":
         content = load_json(path)
@@ -124,12 +126,12 @@ def _grade(record: Record, column: str, source: str) -> float:
     value = record.fields.get(column)
     try:
         grade = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # refused below
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         grade = math.nan
     if not math.isfinite(grade):
         raise DataError(
-            f"--forgetting {source}: {record.origin} has the {column} {value!r}; expected a number, the higher the "
-            "more alike the two sentences are."
+            f"--forgetting {source}: {record.origin} has the {brief(column)} {quoted(value)}; expected a number, "
+            "the higher the more alike the two sentences are."
         )
     return grade
 
@@ -137,7 +139,9 @@ def _grade(record: Record, column: str, source: str) -> float:
 def _sentence(record: Record, column: str, source: str) -> str:
     value = record.fields.get(column)
     if not isinstance(value, str) or not text_key(value):
-        raise DataError(f"--forgetting {source}: {record.origin} has the {column} {value!r}; expected a sentence.")
+        raise DataError(
+            f"--forgetting {source}: {record.origin} has the {brief(column)} {quoted(value)}; expected a sentence."
+        )
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair, which no tokenizer takes
 
 

@@ -76,7 +76,7 @@ def interval_chart(
     bottom = INTERVAL_ROW * len(intervals)
     low, high = extent or (0.0, 0.0)
     marks = ticks(min(low, 0.0, *(i.low for i in intervals)), max(high, 0.0, *(i.high for i in intervals)), at_most=4)
-    x = Scale(marks[0], marks[-1], label_width, WIDTH - 16)
+    x = Scale(marks[0], marks[-1], label_width, WIDTH - 20)
     parts = [line(x(tick), 4, x(tick), bottom, "zero" if tick == 0 else "grid") for tick in marks]
     parts += [text(x(tick), bottom + 18, tick_label(tick, marks, "+"), "tick", anchor="middle") for tick in marks]
     for row, interval in enumerate(intervals):

@@ -40,8 +40,8 @@ def text_key(text: str) -> str:
 def _stream_safe(text: str) -> str:
     """The text with a grapheme joiner after each 30 combining marks in a row, where it is long enough to matter.
 
-    Normalisation sorts marks, in Python in the square of their number: a line of 1 MB of them takes four minutes, one of 10 MB hours. No
-    language has more than a few on a letter.
+    Normalisation sorts marks, in Python in the square of their number: a line of 1 MB of them takes four minutes, one
+    of 10 MB hours. No language has more than a few on a letter.
 
     Source: Unicode Standard Annex 15, section 13, "Stream-Safe Text Format".
     """

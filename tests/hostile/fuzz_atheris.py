@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--findings", type=Path, default=Path("/tmp/embedtune-findings"))
     parser.add_argument("--longest", type=int, default=8_192, help="bytes of an input")
     options = parser.parse_args()
-    target, findings = TARGETS[options.target], Findings(options.target, options.findings)
+    target = TARGETS[options.target]
     shared = Path("/dev/shm")
     work = Path(mkdtemp(dir=shared if shared.is_dir() else None))
     corpus = work / "corpus"
@@ -78,6 +78,9 @@ def main() -> None:
     (corpus / "start").write_bytes(starts()[options.target])
     for seed in Path(__file__).with_name("seeds").glob(f"{options.target}-*.bin"):
         (corpus / seed.name).write_bytes(seed.read_bytes())
+
+    check(target, starts()[options.target], work / "input")  # imports what it takes
+    findings = Findings(options.target, options.findings)
 
     def one(content: bytes) -> None:
         if time.monotonic() - findings.started > options.seconds:

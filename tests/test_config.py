@@ -16,10 +16,8 @@ from embedtune.config import (
     OutputConfig,
     TrainConfig,
     TrainingConfig,
-    from_dict,
-    load_toml,
-    to_toml,
 )
+from embedtune.config_file import from_dict, load_toml, to_toml
 from embedtune.errors import ConfigError
 
 EVERYTHING = TrainConfig(

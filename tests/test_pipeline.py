@@ -29,8 +29,8 @@ from embedtune.config import (
     OutputConfig,
     TrainConfig,
     TrainingConfig,
-    load_toml,
 )
+from embedtune.config_file import load_toml
 from embedtune.errors import OutputError, TrainingInterrupted
 from embedtune.inference import evaluate_models
 from embedtune.models.load import load_encoder

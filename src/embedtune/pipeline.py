@@ -11,7 +11,8 @@ import torch
 
 from embedtune import stages
 from embedtune.assessment import assess, examine
-from embedtune.config import TrainConfig, to_toml
+from embedtune.config import TrainConfig
+from embedtune.config_file import to_toml
 from embedtune.data.fingerprint import data_hashes
 from embedtune.data.hub import is_hub_id, pin
 from embedtune.data.prepare import Splits, prepare, write_splits

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedtune.config import TrainConfig, load_toml
+from embedtune.config import TrainConfig
+from embedtune.config_file import load_toml
 from embedtune.errors import ConfigError, DataError, ModelError, OutputError, brief
 from embedtune.export.run_folder import RunFolder
 from embedtune.models.encoder import Encoder

@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from embedtune.config import from_dict, load_toml, to_toml
+from embedtune.config_file import from_dict, load_toml, to_toml
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.columns import find_column, resolve_columns
 from embedtune.data.labels import apply_labels, read_labels

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from embedtune.config import TrainConfig, from_dict, load_toml
+from embedtune.config import TrainConfig
+from embedtune.config_file import from_dict, load_toml
 from embedtune.data import files, lines
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.labels import read_labels

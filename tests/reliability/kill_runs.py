@@ -21,7 +21,8 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from embedtune.config import DataConfig, ModelConfig, OutputConfig, TrainConfig, from_dict
+from embedtune.config import DataConfig, ModelConfig, OutputConfig, TrainConfig
+from embedtune.config_file import from_dict
 from embedtune.pipeline import train
 
 KILLED_AT = ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink")

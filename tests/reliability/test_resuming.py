@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from embedtune import pipeline, saving
 from embedtune.cli.main import main
-from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig, to_toml
+from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig
+from embedtune.config_file import to_toml
 from embedtune.errors import ConfigError, DataError, ModelError, OutputError, StorageError, TrainingInterrupted
 from embedtune.export.run_folder import RunLock
 from embedtune.pipeline import train

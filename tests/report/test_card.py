@@ -11,17 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from embedtune.config import (
-    METRICS,
-    AdapterConfig,
-    DataConfig,
-    ModelConfig,
-    OutputConfig,
-    TrainConfig,
-    TrainingConfig,
-    load_toml,
-    to_dict,
-)
+from embedtune.config import METRICS, AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig
+from embedtune.config_file import load_toml, to_dict
 from embedtune.report.card.body import MODEL_ID, CardModel, model_card
 from embedtune.report.card.metadata import base_metadata, dataset_id, hub_id, shown_name
 from embedtune.report.verdict import verdict

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig, to_toml
+from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig
+from embedtune.config_file import to_toml
 from embedtune.pipeline import train
 
 TIMES = ("seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes")

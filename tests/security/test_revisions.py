@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedtune.cli.main import main
-from embedtune.config import load_toml
+from embedtune.config_file import load_toml
 from embedtune.data.hub import is_hub_id, load_splits, pin
 from embedtune.errors import DataError, ModelError
 from embedtune.models.encoder import Encoder

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import tyro
 
-from embedtune.config import TrainConfig, load_toml
+from embedtune.config import TrainConfig
+from embedtune.config_file import load_toml
 
 Options = TypeVar("Options")
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from embedtune.config import TrainConfig, to_dict
+from embedtune.config import TrainConfig
+from embedtune.config_file import to_dict
 from embedtune.report.card.limits import limits, protocol
 from embedtune.report.card.markdown import block, code, table, text
 from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, licence, shown_name

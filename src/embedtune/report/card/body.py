@@ -19,6 +19,7 @@ from embedtune.report.card.limits import limits, protocol
 from embedtune.report.card.markdown import block, code, table, text
 from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
 from embedtune.report.card.settings import portable_toml
+from embedtune.report.text import metric_name
 from embedtune.report.verdict import METRIC, signed, verdict
 
 MODEL_ID = "sentence_transformers_model_id"
@@ -196,7 +197,7 @@ def _results(results: Mapping[str, Any]) -> str:
     delta = results.get("delta", {})
     rows = [
         (
-            _name(metric),
+            metric_name(metric),
             *(_number(results[key], metric) for key in present),
             *([_difference(delta[metric])] if metric in delta else [""] if delta else []),
         )
@@ -289,11 +290,6 @@ def _licence(base: Mapping[str, Any], name: str | None) -> str:
 def _difference(difference: Mapping[str, Any]) -> str:
     low, high = difference["ci95"]
     return f"{signed(difference['mean'])} ({signed(low)} to {signed(high)})"
-
-
-def _name(metric: str) -> str:
-    """NDCG@10, but Recall@10."""
-    return metric.upper() if metric.partition("@")[0] in ("ndcg", "mrr", "map") else metric.capitalize()
 
 
 def _number(values: Mapping[str, Any], key: str) -> str:

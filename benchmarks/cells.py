@@ -7,7 +7,7 @@ from benchmarks.measure import StepClock, held_bytes, peak_bytes, reset_peak
 from benchmarks.ours import load_trainable
 from benchmarks.records import MethodMeasurement
 from benchmarks.steps import given_objective, run_steps
-from embedtune.config import AdapterConfig, ModelConfig, TrainingConfig
+from embedtune.config import AdapterConfig, LossConfig, ModelConfig, TrainingConfig
 from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
@@ -25,7 +25,7 @@ def time_method(cell: str, job: MethodJob) -> MethodMeasurement:
     config = TrainingConfig(
         batch_size=job.batch_size, optimizer=job.optimizer, schedule="constant", warmup_fraction=0.0
     )
-    objective = given_objective(encoder, job.batches, scale=config.scale)
+    objective = given_objective(encoder, job.batches, scale=LossConfig().scale)
     reset_peak(device)
     clock = StepClock(device, warmup=job.warmup)
     progress = run_steps(encoder, objective, config, clock, method=row_of(cell).method, seed=job.seed)

@@ -62,14 +62,13 @@ def tokens_of(encoder: Encoder, texts: list[str]) -> TokenTable:
 
 
 def training_config(job: TrainJob) -> TrainingConfig:
-    """The job's optimiser, schedule and loss in embedtune's terms."""
+    """The job's optimiser and schedule in embedtune's terms."""
     return TrainingConfig(
         lr=job.lr,
         batch_size=job.batch_size,
         schedule=job.schedule,
         warmup_fraction=job.warmup_fraction,
         weight_decay=job.weight_decay,
-        scale=job.scale,
     )
 
 

@@ -24,7 +24,7 @@ Section = TypeVar("Section")
 
 
 def load_toml(path: Path) -> TrainConfig:
-    """Read a TOML file with the sections [data], [model], [adapter], [training], [evaluation], [output], all optional.
+    """Read a TOML file with a section for each topic of `TrainConfig`, such as [data]; all are optional.
 
     Raises:
         ConfigError: the file can't be read, or has a section, a key or a value that isn't known.

@@ -107,7 +107,15 @@ def _train(
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
     trainer = stages.build_trainer(
-        encoder, splits, texts, config.training, plan=plan, seed=seed, out=folder.root, reporter=reporter
+        encoder,
+        splits,
+        texts,
+        config.training,
+        loss=config.loss,
+        plan=plan,
+        seed=seed,
+        out=folder.root,
+        reporter=reporter,
     )
     assert trainer.micro_batch is not None
     config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))

@@ -27,6 +27,7 @@ MAY_CHANGE = {
         "gradient_checkpointing",
         "deterministic",
     },
+    "loss": set(),
     "output": {"out", "resume"},
 }
 """Settings that say where and how a run computes, and not what. The base model is known by its weights, wherever it

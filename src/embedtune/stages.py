@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from embedtune.config import ModelConfig, TrainingConfig
+from embedtune.config import LossConfig, ModelConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
 from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits
@@ -160,6 +160,7 @@ def build_trainer(
     config: TrainingConfig,
     *,
     out: Path,
+    loss: LossConfig | None = None,
     plan: Plan | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
@@ -170,13 +171,14 @@ def build_trainer(
         encoder: with what is to be trained made trainable.
         splits: from `prepare`.
         texts: the splits' texts, from `tokenize`.
-        config: loss, optimiser and steps.
+        config: optimiser and steps.
         out: folder for `checkpoints/` and `tensorboard/`.
+        loss: what a step makes smaller; the defaults if not given.
         plan: what `config` comes to; derived if not given.
         seed: of the data order.
         reporter: is told how it goes.
     """
-    reporter = reporter or SilentReporter()
+    reporter, loss = reporter or SilentReporter(), loss or LossConfig()
     plan = plan or _plan(encoder, config, len(splits.train))
     largest = _largest_batch(splits, texts, config, plan, seed=seed)
     tokens = config.micro_batch_tokens or choose_micro_batch(
@@ -189,8 +191,8 @@ def build_trainer(
         qrels=splits.collection.qrels,
         query_tokens=texts.queries,
         passage_tokens=texts.passages,
-        scale=config.scale,
-        both_directions=config.both_directions,
+        scale=loss.scale,
+        both_directions=loss.both_directions,
         micro_batch=micro_batch,
     )
     dev = dev_task(splits, size=config.dev_corpus, seed=seed)

@@ -1,0 +1,27 @@
+"""What is measured beside the base and the tuned model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from embedtune.checks import require, require_usable
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured beside the base and the tuned model, and what is made of it."""
+
+    against: tuple[str, ...] = ()
+    """Further models to measure on the same questions and passages: hub ids or folders."""
+    forgetting: tuple[str, ...] = ()
+    """Files that tell what the model forgot, beside the built-in sets: graded pairs of sentences (sentence1, sentence2,
+    score), or questions and passages in the forms of TRAIN."""
+    blend: float | Literal["auto"] = 1.0
+    """Weight of the tuned model in what is saved, from 0 (the base) to 1; auto takes the one recommended on the dev set
+    and the forgetting sets."""
+
+    def __post_init__(self) -> None:
+        require_usable(self)
+        in_range = isinstance(self.blend, (int, float)) and not isinstance(self.blend, bool) and 0 <= self.blend <= 1
+        require(self.blend == "auto" or in_range, "blend", self.blend, "a number from 0 to 1, or auto")

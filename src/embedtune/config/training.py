@@ -1,0 +1,92 @@
+"""The optimiser and the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from embedtune.checks import require, require_choice, require_usable
+from embedtune.durations import parse_seconds
+
+METRICS = (
+    *(f"accuracy@{k}" for k in (1, 3, 5, 10)),
+    *(f"precision@{k}" for k in (1, 3, 5, 10)),
+    *(f"recall@{k}" for k in (1, 3, 5, 10, 100)),
+    "mrr@10",
+    "ndcg@10",
+    "map@100",
+)
+"""The retrieval metrics that every evaluation reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The optimiser and the steps."""
+
+    lr: float | None = None
+    """Peak learning rate; 2e-3 for adapters, 5e-4 for those with the PiSSA start and 1e-4 for full fine-tuning if not
+    given."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or bitsandbytes' AdamW with moments in 8 bits."""
+    batch_size: int | None = None
+    """Pairs in a contrastive batch; every other passage in it is a negative. Fewer for few pairs if not given."""
+    epochs: float = 2.0
+    """Passes over the training pairs."""
+    max_steps: int | None = None
+    """Optimiser steps to take, instead of `epochs`."""
+    accumulate: int = 1
+    """Contrastive batches whose gradients make one optimiser step. It does not add in-batch negatives."""
+    passage_once: bool = False
+    """Keep the questions of a passage in one batch, where it is embedded once for all of them: more pairs a second, but
+    fewer negatives for each."""
+    micro_batch_tokens: int | None = None
+    """Tokens that go through the encoder at a time, in training; more negatives than memory allows come from gradient
+    caching. Found from the free memory if not given."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_fraction: float = 0.1
+    """Share of the steps in which the learning rate rises to its peak, from 0 up to 1."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations: less memory, a third slower."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns it off."""
+    eval_steps: int | None = None
+    """Optimiser steps between evaluations on the dev set; about five in a run if not given."""
+    metric: str = "ndcg@10"
+    """Dev metric that chooses the checkpoint."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better dev metric; never if not given."""
+    keep_last: int = 2
+    """Checkpoints to keep, besides the best one; 2 or more, as the newest may be damaged."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints, besides those at evaluations; 0 for one after every step."""
+    max_time: str | None = None
+    """Save and stop in time for the run to end within this, such as 90s, 25m or 1h30m; --resume goes on."""
+    deterministic: bool = False
+    """Have a GPU compute the same bits every time; slower. A CPU does in any case."""
+    dev_corpus: int = 2_000
+    """Passages to search in at each dev evaluation: the dev passages, filled up with training passages."""
+
+    def __post_init__(self) -> None:
+        require_usable(self)
+        require_choice(self, "schedule")
+        require_choice(self, "optimizer")
+        require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
+        if self.batch_size is not None:
+            require(self.batch_size >= 2, "batch-size", self.batch_size, "2 or more pairs")
+        require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
+        for name in ("max_steps", "eval_steps", "patience", "micro_batch_tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")
+        require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more batches")
+        require(0 <= self.warmup_fraction < 1, "warmup-fraction", self.warmup_fraction, "a number from 0 up to 1")
+        require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
+        require(self.max_grad_norm >= 0, "max-grad-norm", self.max_grad_norm, "0 (off) or more")
+        require(self.metric in METRICS, "metric", self.metric, f"one of {', '.join(METRICS)}")
+        require(self.keep_last >= 2, "keep-last", self.keep_last, "2 or more checkpoints")
+        require(self.checkpoint_minutes >= 0, "checkpoint-minutes", self.checkpoint_minutes, "0 or more minutes")
+        if self.max_time is not None:
+            parse_seconds(self.max_time, option="max-time")
+        require(self.dev_corpus >= 1, "dev-corpus", self.dev_corpus, "1 or more passages")

@@ -216,3 +216,29 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def make_judge(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_tokenizer: Callable[..., PreTrainedTokenizerFast],
+    bert_config: dict[str, Any],
+) -> Callable[..., Path]:
+    """Writes a tiny BERT cross-encoder with random weights that gives so many scores."""
+
+    def make(*, labels: int = 1) -> Path:
+        import torch
+        from transformers import BertConfig, BertForSequenceClassification
+
+        folder = tmp_path_factory.mktemp("judge")
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            model = BertForSequenceClassification(BertConfig(**bert_config, num_labels=labels))
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
+        return folder
+
+    return make

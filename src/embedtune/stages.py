@@ -10,14 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from embedtune.config import LossConfig, ModelConfig, TrainingConfig
+from embedtune.config import LossConfig, MiningConfig, ModelConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
 from embedtune.data.collection import Collection
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
 from embedtune.evaluation.run import evaluate_bm25 as search_by_word
+from embedtune.mining.mine import Mined, mine, unmined
+from embedtune.mining.pool import training_pool
 from embedtune.models.encoder import Encoder
+from embedtune.models.judge import load_judge
 from embedtune.models.load import load_encoder
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.budget import choose_micro_batch
@@ -151,6 +154,42 @@ def other_models(model: ModelConfig, names: Sequence[str]) -> tuple[ModelConfig,
     """Models to compare with, each with its own prompts, computed as `model` is."""
     own = replace(model, revision=None, memory="auto", query_prompt=None, passage_prompt=None)
     return tuple(replace(own, base=name) for name in dict.fromkeys(names))
+
+
+def mine_negatives(
+    encoder: Encoder,
+    splits: Splits,
+    texts: Texts,
+    config: MiningConfig,
+    *,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Mined:
+    """Add hard negatives to the training rows, as this encoder sees them now.
+
+    Args:
+        encoder: the base model, or one in training.
+        splits: from `prepare`.
+        texts: the splits' texts, from `tokenize`.
+        config: what to mine.
+        seed: of what is drawn.
+        reporter: is told how it goes.
+
+    Raises:
+        ModelError: the judge can't be used.
+    """
+    reporter, pool = reporter or SilentReporter(), training_pool(splits)
+    if config.hard_negatives == 0:
+        return unmined(splits, pool, config)
+    judge = None
+    if config.judge is not None:
+        trusted = encoder.source.trust_remote_code
+        judge = load_judge(config.judge, device=encoder.device, trust_remote_code=trusted)
+    query_ids = np.unique(splits.train.query_ids)
+    with reporter.counting("mining: embedding", len(query_ids) + len(pool.passage_ids)) as advance:
+        queries_QE = encoder.embed_all(texts.queries, query_ids, on_progress=advance)
+        passages_DE = encoder.embed_all(texts.passages, pool.passage_ids, on_progress=advance)
+    return mine(splits, pool, queries_QE, passages_DE, config, judge=judge, seed=seed, reporter=reporter)
 
 
 def build_trainer(

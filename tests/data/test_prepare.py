@@ -294,3 +294,13 @@ def test_labels_are_heeded_and_leave_the_split_where_it_was(tmp_path: Path) -> N
     assert not {one, other} & {passage for _, passage in texts(splits.train, collection)}
     left_out = len(before.train) + len(before.dev) - len(splits.train) - len(splits.dev)
     assert splits.dropped["leaked_pairs"] == left_out > 0
+
+
+def test_without_a_cut_only_given_files_are_held_out(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", links_of(40))
+    whole = prepare(DataConfig(train=train), seed=0, cut=False)
+    assert [len(pairs) for pairs in whole.pairs.values()] == [40, 0, 0]
+    test = write(tmp_path / "test.jsonl", links_of(10))
+    rest = prepare(DataConfig(train=train, test=test), seed=0, cut=False)
+    assert [len(pairs) for pairs in rest.pairs.values()] == [30, 0, 10]
+    assert_nothing_shared(rest)

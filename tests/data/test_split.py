@@ -166,3 +166,16 @@ def test_pairs_that_cannot_be_written(tmp_path: Path) -> None:
     clean = builder.add(Table(rows=[Row("q", "p")], source="a.jsonl"))
     with pytest.raises(OutputError, match="can't be written"):
         write_pairs(tmp_path / "missing" / "train.jsonl", clean.pairs, builder.finish())
+
+
+def test_packed_pairs_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    builder = CollectionBuilder()
+    clean = builder.add(Table(rows=[Row("«q»", "p", ("n",), id="x")], source="a.jsonl"))
+    written = []
+    for name in ("one.jsonl.gz", "two.jsonl.gz"):
+        write_pairs(tmp_path / name, clean.pairs, builder.finish())
+        written.append((tmp_path / name).read_bytes())
+        assert [(row.id, row.anchor, row.negatives) for row in read(str(tmp_path / name)).rows] == [
+            ("x", "«q»", ("n",))
+        ]
+    assert written[0] == written[1]

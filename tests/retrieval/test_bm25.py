@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedtune.retrieval import bm25
-from embedtune.retrieval.bm25 import bm25_search, tokenise
+from embedtune.retrieval.bm25 import WordIndex, bm25_search, tokenise
 
 CORPUS = ["the cat sat on the mat", "a dog barked", "the cat and the dog", "", "stock price of the cat"]
 
@@ -98,3 +98,12 @@ def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog:
     bm25_search(["cat", ""], CORPUS, 2)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
+
+
+def test_an_index_is_searched_more_than_once() -> None:
+    index = WordIndex(CORPUS)
+    for queries, k in ((["cat mat"], 2), (["dog", "unknown"], 4), (["cat mat"], 2)):
+        expected = bm25_search(queries, CORPUS, k)
+        found = index.search(queries, k)
+        assert torch.equal(found.ids_QK, expected.ids_QK)
+        assert torch.equal(found.scores_QK, expected.scores_QK)

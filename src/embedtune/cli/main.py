@@ -20,6 +20,7 @@ from embedtune.errors import EmbedtuneError, readable
 COMMANDS = {
     "train": "fine-tune an encoder on question/passage pairs",
     "eval": "measure retrieval with a model on a test file",
+    "mine": "add hard negatives to question/passage pairs",
     "encode": "embed the texts of a file",
     "report": "make the report of a run or an evaluation again",
     "push": "upload a run's model to the Hugging Face Hub",

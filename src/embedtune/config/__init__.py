@@ -12,6 +12,7 @@ from embedtune.config.adapter import AdapterConfig
 from embedtune.config.data import DataConfig
 from embedtune.config.evaluation import EvaluationConfig
 from embedtune.config.loss import LossConfig
+from embedtune.config.mining import MiningConfig
 from embedtune.config.model import ModelConfig
 from embedtune.config.output import OutputConfig
 from embedtune.config.training import METRICS, TrainingConfig
@@ -23,6 +24,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "LossConfig",
+    "MiningConfig",
     "ModelConfig",
     "OutputConfig",
     "TrainConfig",

@@ -43,11 +43,16 @@ class Splits:
         return {"train": self.train, "dev": self.dev, "test": self.test}
 
 
-def prepare(config: DataConfig, *, seed: int) -> Splits:
+def prepare(config: DataConfig, *, seed: int, cut: bool = True) -> Splits:
     """Read, clean, split, and take out of training what would leak into the dev or test set.
 
     A file given for dev or test is used as it is; else the data set's own split, if it has one; else pairs are cut
     off the training file by passage. Labels change what answers a question, and not where its rows are.
+
+    Args:
+        config: the files.
+        seed: of the splits that are cut off.
+        cut: without it none is: a split that nothing was given for stays empty.
 
     Raises:
         DataError: a source can't be read, or there is nothing to train or test on.
@@ -72,11 +77,11 @@ def prepare(config: DataConfig, *, seed: int) -> Splits:
     train, dev, leaks = _without_leaks(train, dev, test, collection, near, dropped)
     if "dev" in sources:
         _require_dev(dev, sources["dev"])
-    if "test" not in sources:
+    if cut and "test" not in sources:
         check_trainable(train, collection, config.train)
         train, test = _cut(train, near, fraction=config.test_fraction, seed=seed, warnings=warnings)
         notes.append(f"test: {len(test):,} pairs cut off by passage (seed {seed})")
-    if "dev" not in sources:
+    if cut and "dev" not in sources:
         check_trainable(train, collection, config.train)
         fraction = min(config.dev_fraction, config.max_dev_pairs / len(train))
         train, dev = _cut(train, near, fraction=fraction, seed=seed, warnings=warnings)
@@ -85,7 +90,8 @@ def prepare(config: DataConfig, *, seed: int) -> Splits:
         train, dev, test = (relabelled(pairs, replaced) for pairs in (train, dev, test))
         train, dev, further = _without_leaks(train, dev, test, collection, near, dropped)
         leaks = Leaks(**{name: getattr(leaks, name) + getattr(further, name) for name in asdict(leaks)})
-        _require_dev(dev, sources.get("dev", config.train))
+        if cut or "dev" in sources:
+            _require_dev(dev, sources.get("dev", config.train))
     check_trainable(train, collection, config.train)
     warnings += _leaks_found(leaks, test)
     return Splits(

@@ -5,10 +5,14 @@ Shapes: `N` rows.
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TextIO
 
 import numpy as np
 
@@ -155,13 +159,13 @@ def _answers(pairs: Pairs, qrels: Mapping[int, Mapping[int, float]]) -> IdArray:
 def write_pairs(path: Path, pairs: Pairs, collection: Collection) -> None:
     """Writes rows as JSON Lines with `id`, `anchor`, `positive`, `negative_1` ..., which `read` takes.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all; it is packed if its name ends in `.gz`.
 
     Raises:
         OutputError: it can't be written.
     """
     try:
-        with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
+        with replacing(path) as unfinished, _text_file(unfinished, packed=path.suffix == ".gz") as stream:
             for row in range(len(pairs)):
                 stream.write(json.dumps(_texts(pairs, row, collection), ensure_ascii=False) + "\n")
     except OSError as error:
@@ -169,6 +173,16 @@ def write_pairs(path: Path, pairs: Pairs, collection: Collection) -> None:
             f"'{path}' can't be written: {error.strerror or error}. "
             f"Make room, or type --out with a folder that can be written to."
         ) from error
+
+
+@contextmanager
+def _text_file(path: Path, *, packed: bool) -> Iterator[TextIO]:
+    """A file to write text to; a packed one has no name or time in it, so the same rows give the same bytes."""
+    with ExitStack() as files:
+        stream: IO[bytes] = files.enter_context(open(path, "wb"))
+        if packed:
+            stream = files.enter_context(closing(gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0)))
+        yield files.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"))
 
 
 def _texts(pairs: Pairs, row: int, collection: Collection) -> dict[str, str]:

@@ -100,7 +100,7 @@ def _is_an_adapter(folder: Path) -> ModelError:
     """Sentence Transformers loads it with the model that it belongs to; but a second adapter can't be put on the first,
     and weights trained beneath it would not be saved.
     """
-    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     explained = "" if base else ", BASE being the model it belongs to"
     return ModelError(
         f"'{folder}' holds an adapter, not a model.\n"
@@ -112,8 +112,8 @@ def _check_safetensors(model: str, folder: Path) -> None:
     """Refuse what the libraries would unpickle, even if only with torch's `weights_only`."""
     _check_twins(model, _pickled(folder))
     for part in _parts(folder):
-        named = [_json(part / "config.json").get("transformers_weights")]
-        index = _json(part / "model.safetensors.index.json").get("weight_map")
+        named = [read_json(part / "config.json").get("transformers_weights")]
+        index = read_json(part / "model.safetensors.index.json").get("weight_map")
         named += list(index.values()) if isinstance(index, dict) else []
         for file in named:
             if file is not None and not str(file).endswith(".safetensors"):
@@ -172,7 +172,7 @@ def _module_folders(folder: Path) -> list[Path]:
         return []
 
 
-def _json(file: Path) -> dict[str, object]:
+def read_json(file: Path) -> dict[str, object]:
     """The object in a file; empty if there is none, or something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

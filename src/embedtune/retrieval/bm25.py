@@ -58,21 +58,34 @@ def bm25_search(
     Raises:
         ValueError: `k` is below 1 or the corpus is empty.
     """
-    vocabulary: dict[str, int] = {}
-    corpus_token_ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in tokenise(text)] for text in corpus]
-    query_token_ids = [[vocabulary[word] for word in tokenise(text) if word in vocabulary] for text in queries]
-    index = _build_index(corpus_token_ids, vocabulary) if vocabulary else None
-    rows = max(1, _SCORES_PER_CHUNK // max(1, len(corpus)))
-    chunks = []
-    for start in range(0, max(1, len(queries)), rows):
-        block = query_token_ids[start : start + rows]
-        chunks.append(top_k(_scores(index, block, len(corpus)), k))
-        if on_progress is not None:
-            on_progress(len(block))
-    return TopK(
-        scores_QK=torch.cat([chunk.scores_QK for chunk in chunks]),
-        ids_QK=torch.cat([chunk.ids_QK for chunk in chunks]),
-    )
+    return WordIndex(corpus).search(queries, k, on_progress=on_progress)
+
+
+class WordIndex:
+    """A corpus, its words counted once, for more than one search."""
+
+    def __init__(self, corpus: Sequence[str]) -> None:
+        self._size = len(corpus)
+        self._vocabulary: dict[str, int] = {}
+        words = self._vocabulary
+        corpus_token_ids = [[words.setdefault(word, len(words)) for word in tokenise(text)] for text in corpus]
+        self._index = _build_index(corpus_token_ids, words) if words else None
+
+    def search(self, queries: Sequence[str], k: int, *, on_progress: Callable[[int], None] | None = None) -> TopK:
+        """As `bm25_search`, in this corpus."""
+        words = self._vocabulary
+        query_token_ids = [[words[word] for word in tokenise(text) if word in words] for text in queries]
+        rows = max(1, _SCORES_PER_CHUNK // max(1, self._size))
+        chunks = []
+        for start in range(0, max(1, len(queries)), rows):
+            block = query_token_ids[start : start + rows]
+            chunks.append(top_k(_scores(self._index, block, self._size), k))
+            if on_progress is not None:
+                on_progress(len(block))
+        return TopK(
+            scores_QK=torch.cat([chunk.scores_QK for chunk in chunks]),
+            ids_QK=torch.cat([chunk.ids_QK for chunk in chunks]),
+        )
 
 
 def _build_index(corpus_token_ids: list[list[int]], vocabulary: dict[str, int]) -> Any:

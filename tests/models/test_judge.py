@@ -1,0 +1,66 @@
+"""A cross-encoder as judge: what it says is what Sentence Transformers gives, and nothing unsafe is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder
+
+from embedtune.errors import ModelError
+from embedtune.models.judge import Judge, load_judge
+
+PAIRS = [("bador kefin", "ligal mohem nujin"), ("bador", "bador kefin"), ("x", "")]
+
+
+def load(folder: Path, **options: bool) -> Judge:
+    return load_judge(str(folder), device=torch.device("cpu"), **options)
+
+
+def test_scores_are_those_of_the_cross_encoder_from_0_to_1(make_judge: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_judge()
+    logits = CrossEncoder(str(folder), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
+    expected = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    np.testing.assert_allclose(load(folder).scores(PAIRS), expected, atol=1e-6)
+    assert len(set(expected.round(6))) == 3
+    # As MS MARCO's rerankers are saved, whose own scores are logits.
+    CrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity()).save_pretrained(str(tmp_path))
+    np.testing.assert_allclose(load(tmp_path).scores(PAIRS), expected, atol=1e-6)
+    assert load(folder).scores([]).shape == (0,)
+
+
+def test_what_is_no_judge_is_refused(make_judge: Callable[..., Path], st_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is no cross-encoder: its config names BertModel"):
+        load(st_folder)
+    with pytest.raises(ModelError, match="gives 3 scores for a question and a passage, expected one"):
+        load(make_judge(labels=3))
+    with pytest.raises(ModelError, match=r"it does not exist[\s\S]*cross-encoder/ms-marco-MiniLM-L6-v2"):
+        load(tmp_path / "nowhere")
+    broken = shutil.copytree(make_judge(), tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="could not be loaded as a cross-encoder"):
+        load(broken)
+
+
+def test_pickled_weights_are_refused(make_judge: Callable[..., Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(make_judge(), tmp_path / "judge")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"a pickle is never read here[\s\S]*import CrossEncoder as M"):
+        load(folder)
+
+
+def test_code_that_comes_with_it_is_not_run(make_judge: Callable[..., Path], tmp_path: Path) -> None:
+    folder, mark = shutil.copytree(make_judge(), tmp_path / "judge"), tmp_path / "ran"
+    (folder / "modeling_own.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "modeling_own.C", "AutoModelForSequenceClassification": "modeling_own.M"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    with pytest.raises(ModelError, match="which was not run"):
+        load(folder)
+    assert not mark.exists()

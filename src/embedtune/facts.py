@@ -71,6 +71,7 @@ def train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -
         "steps": progress.step,
         "best_step": progress.best_step,
         "batch_size": plan.batch_size,
+        "phases": [asdict(phase) for phase in plan.phases],
         "metric": metric,
         "pairs": progress.pairs,
         "tokens": progress.tokens,

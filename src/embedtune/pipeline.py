@@ -26,6 +26,7 @@ from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
+from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
@@ -82,7 +83,7 @@ def _train(
     splits = prepare(config.data, seed=seed)
     sets = general_sets(config.evaluation.forgetting)
     identity.check_data(data_hashes(splits), {name: len(pairs) for name, pairs in splits.pairs.items()})
-    plan = make_plan(config.training, len(splits.train), method=config.adapter.method, init=config.adapter.init)
+    make_plan(config.training, len(splits.train))  # says what can't be planned, before the model is loaded
     _report_splits(splits, reporter)
 
     reporter.stage("Base model")
@@ -97,6 +98,14 @@ def _train(
     others = stages.check_loadable(others)
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
+    plan = make_plan(
+        config.training,
+        len(splits.train),
+        method=config.adapter.method,
+        init=config.adapter.init,
+        width=encoder.width,
+        mining=config.mining.hard_negatives > 0,
+    )
     config, of_data = _resolve(config, plan, encoder)
     texts = stages.tokenize(encoder, splits.collection, reporter)
     test = stages.held_out_task(splits)
@@ -127,7 +136,8 @@ def _train(
     write_text(folder.config, to_toml(config))
     write_json(folder.fingerprint, identity.now)
     write_splits(splits, folder.splits)
-    progress = trainer.run(resume=resume, stop=stop)
+    phases = MinedPhases(trainer, encoder, splits, texts, config.mining, folder, reporter=reporter)
+    progress = phases.trainer.run(resume=resume, stop=stop)
 
     reporter.stage("Test")
     sections: dict[str, Any] = {}
@@ -158,6 +168,7 @@ def _train(
             "base_weights": identity.now["base_weights"],
             **hub_revisions(config.model, others, of_data),
         },
+        **({"mining": phases.facts} if phases.facts else {}),
         **found.sections,
         **quantization,
         **sections,
@@ -175,7 +186,16 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> tuple[TrainCo
     Returns:
         The config, and the commits of data sets of the Hub.
     """
-    training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps, lr=plan.lr)
+    training = replace(
+        config.training,
+        batch_size=plan.batch_size,
+        eval_steps=plan.eval_steps,
+        lr=plan.lr,
+        epochs=plan.epochs,
+        mined_epochs=plan.mined_epochs,
+        mined_lr=plan.phases[-1].lr if plan.mined_epochs else config.training.mined_lr,
+        mined_batch_size=plan.phases[-1].batch_size if plan.mined_epochs else config.training.mined_batch_size,
+    )
     sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus", "labels")}
     commits: dict[str, str | None] = {}
     for name, source in sources.items():

@@ -28,6 +28,7 @@ MAY_CHANGE = {
         "deterministic",
     },
     "loss": set(),
+    "mining": set(),
     "output": {"out", "resume"},
 }
 """Settings that say where and how a run computes, and not what. The base model is known by its weights, wherever it
@@ -35,7 +36,16 @@ lies. Sections that are not named here, `data` among them, may change: the data 
 evaluated and reported is no part of the training."""
 DERIVED = {
     "model": {"max_length", "precision"},
-    "training": {"lr", "batch_size", "eval_steps", "micro_batch_tokens"},
+    "training": {
+        "lr",
+        "batch_size",
+        "epochs",
+        "mined_epochs",
+        "mined_lr",
+        "mined_batch_size",
+        "eval_steps",
+        "micro_batch_tokens",
+    },
 }
 """Where these are left open, they are what they were."""
 SAMPLED_VALUES = 1024

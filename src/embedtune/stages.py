@@ -260,11 +260,13 @@ def build_trainer(
 
 def _report_plan(plan: Plan, config: TrainingConfig, dev_passages: int, reporter: Reporter) -> None:
     accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
-    reporter.note(
-        f"{plan.steps:,} steps of {plan.batch_size} pairs ({plan.batch_size - 1} in-batch negatives each"
-        f"{accumulated}), learning rate {plan.lr:g} after {plan.warmup_steps} warm-up steps, "
-        f"dev {config.metric} every {plan.eval_steps} steps among {dev_passages:,} passages"
-    )
+    for phase in plan.phases:
+        reporter.note(
+            f"{phase.steps:,} {'further ' if phase.first_step else ''}steps of {phase.batch_size} pairs "
+            f"({phase.batch_size - 1} in-batch negatives each{' and mined ones' if phase.mines else ''}{accumulated}), "
+            f"learning rate {phase.lr:g} after {phase.warmup_steps} warm-up steps"
+        )
+    reporter.note(f"dev {config.metric} every {plan.eval_steps} steps among {dev_passages:,} passages")
 
 
 def _largest_batch(splits: Splits, texts: Texts, config: TrainingConfig, plan: Plan, *, seed: int) -> int:
@@ -277,6 +279,6 @@ def _largest_batch(splits: Splits, texts: Texts, config: TrainingConfig, plan: P
 def _plan(encoder: Encoder, config: TrainingConfig, pairs: int) -> Plan:
     """The plan for what was made trainable."""
     if encoder.adapter is None:
-        return make_plan(config, pairs, method="full")
+        return make_plan(config, pairs, method="full", width=encoder.width)
     started = encoder.adapter.active_peft_config.init_lora_weights
-    return make_plan(config, pairs, init="pissa" if started == "pissa" else "default")
+    return make_plan(config, pairs, init="pissa" if started == "pissa" else "default", width=encoder.width)

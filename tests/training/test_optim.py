@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from embedtune.config import TrainingConfig
 from embedtune.errors import ConfigError
@@ -33,6 +34,39 @@ def test_warm_up_peak_and_end(schedule: str, end: float) -> None:
     assert seen[:5] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
     assert seen[4:] == sorted(seen[4:], reverse=True)
     assert seen[-1] == pytest.approx(end, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")]
+)
+@pytest.mark.parametrize(("steps", "warmup"), [(20, 0.2), (7, 0.0), (1, 0.5), (3, 0.9)])
+def test_one_phase_is_the_schedule_of_transformers(schedule: str, name: str, steps: int, warmup: float) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2, 2))], lr=0.1)
+    rising = make_plan(TrainingConfig(max_steps=steps, warmup_fraction=warmup), 1000).warmup_steps
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=rising, num_training_steps=steps)
+    expected = []
+    for _ in range(steps + 1):
+        expected.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert rates(steps, schedule=schedule, warmup_fraction=warmup) == pytest.approx(expected, abs=1e-15)
+
+
+def test_each_phase_rises_to_its_own_peak_and_falls() -> None:
+    config = TrainingConfig(lr=0.1, mined_lr=0.02, batch_size=100, mined_batch_size=50, epochs=1, mined_epochs=1)
+    plan = make_plan(config, 1000, mining=True)
+    optimizer = build_optimizer([nn.Parameter(torch.zeros(2, 2))], config, plan)
+    scheduler = build_scheduler(optimizer, config, plan)
+    seen = []
+    for _ in range(plan.steps):
+        seen.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    first, second = seen[:10], seen[10:]
+    assert (first[:2], second[:3]) == ([0.0, 0.1], [0.0, 0.01, 0.02])
+    assert first[1:] == sorted(first[1:], reverse=True)
+    assert second[2:] == sorted(second[2:], reverse=True)
+    assert max(first[-1] / 0.1, second[-1] / 0.02) < 0.04
 
 
 def test_without_warm_up_the_first_step_has_the_peak() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from embedtune.config import TrainingConfig
 from embedtune.errors import ConfigError
-from embedtune.training.plan import Plan, make_plan
+from embedtune.training.plan import Plan, default_lr, make_plan
 
 
 def plan(pairs: int, **settings: Any) -> Plan:
@@ -25,7 +25,7 @@ def test_few_pairs_get_small_batches(pairs: int, batch_size: int) -> None:
 
 def test_a_given_batch_size_is_kept() -> None:
     assert plan(1000, batch_size=300).batch_size == 300
-    assert plan(1000, batch_size=1000).batches_per_epoch == 1
+    assert plan(1000, batch_size=1000, epochs=3).steps == 3
     with pytest.raises(
         ConfigError, match=r"--batch-size 3000 is more than the 1,000 pairs.*\nType:  --batch-size 1000"
     ):
@@ -33,13 +33,43 @@ def test_a_given_batch_size_is_kept() -> None:
 
 
 def test_steps_are_epochs_of_batches() -> None:
-    assert plan(1000, batch_size=64, epochs=3).batches_per_epoch == 16
     assert plan(1000, batch_size=64, epochs=3).steps == 48
     assert plan(1000, batch_size=64, epochs=0.5).steps == 8
     assert plan(1000, batch_size=64, epochs=0.001).steps == 1
     assert plan(1000, batch_size=64, epochs=3, accumulate=4).steps == 12
     assert plan(1000, batch_size=64, epochs=3, max_steps=7).steps == 7
     assert plan(1000, batch_size=64, epochs=3, max_steps=7, accumulate=4).steps == 7
+
+
+def phases(pairs: int = 6400, **settings: Any) -> list[tuple[int, int, int, float, bool]]:
+    """First step, steps, batch size, learning rate and mining of each phase."""
+    found = make_plan(TrainingConfig(**settings), pairs, mining=True).phases
+    return [(phase.first_step, phase.steps, phase.batch_size, phase.lr, phase.mines) for phase in found]
+
+
+def test_recipes_are_passes_over_the_pairs() -> None:
+    assert phases() == [(0, 100, 128, 2e-3, False), (100, 100, 64, 1e-3, True)]
+    assert phases(recipe="quick") == [(0, 50, 128, 2e-3, False)]
+    assert phases(recipe="thorough")[1:] == [(100, 100, 64, 1e-3, True), (200, 100, 64, 1e-3, True)]
+    assert plan(6400).phases[1:] == (), "without mining there are no phases for it"
+
+
+def test_what_is_given_takes_the_place_of_the_recipe() -> None:
+    assert phases(epochs=1) == [(0, 50, 128, 2e-3, False), (50, 100, 64, 1e-3, True)]
+    assert phases(mined_epochs=0) == [(0, 100, 128, 2e-3, False)]
+    assert phases(max_steps=7) == [(0, 7, 128, 2e-3, False)]
+    assert phases(max_steps=7, mined_epochs=2)[1:] == [(7, 200, 64, 1e-3, True)]
+    assert phases(mined_lr=1e-4, mined_batch_size=32)[1:] == [(100, 200, 32, 1e-4, True)]
+    assert phases(lr=1e-4, batch_size=32)[1:] == [(400, 400, 16, 5e-5, True)]
+    assert phases(recipe="thorough", mined_epochs=1)[1:] == [(100, 50, 64, 1e-3, True), (150, 50, 64, 1e-3, True)]
+    assert phases(20) == [(0, 4, 16, 2e-3, False), (4, 2, 16, 1e-3, True)]
+    with pytest.raises(ConfigError, match="--mined-batch-size 30 is more than the 20 pairs"):
+        phases(20, mined_batch_size=30)
+
+
+def test_wider_encoders_learn_slower() -> None:
+    assert [default_lr("lora", "default", width) for width in (128, 384, 768, 4096)] == [2e-3, 2e-3, 1e-3, 1.875e-4]
+    assert default_lr("full", "default", 768) == 5e-5
 
 
 def test_warm_up_leaves_a_step_to_train() -> None:

@@ -40,11 +40,17 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.training.mined_epochs and self.mining.hard_negatives == 0:
+            raise ConfigError(
+                f"--mined-epochs is {self.training.mined_epochs:g}, and --hard-negatives 0 mines none to train with.\n"
+                "Type:  --hard-negatives 2, or leave out --mined-epochs."
+            )
         if self.model.memory == "low" and self.adapter.method != "qlora":
             raise ConfigError(
                 f"--memory low is about 4-bit weights, and --method {self.adapter.method} has none.\n"

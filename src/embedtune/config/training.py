@@ -23,17 +23,26 @@ METRICS = (
 class TrainingConfig:
     """The optimiser and the steps."""
 
+    recipe: Literal["quick", "default", "thorough"] = "default"
+    """What the settings that are left open come to: quick takes one pass without mined negatives, default two passes
+    and one with them, thorough a further one with negatives mined anew."""
     lr: float | None = None
-    """Peak learning rate; 2e-3 for adapters, 5e-4 for those with the PiSSA start and 1e-4 for full fine-tuning if not
-    given."""
+    """Peak learning rate; if not given 2e-3 for adapters, 5e-4 for those with the PiSSA start and 1e-4 for full
+    fine-tuning, and less for encoders wider than 384, in proportion."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or bitsandbytes' AdamW with moments in 8 bits."""
     batch_size: int | None = None
     """Pairs in a contrastive batch; every other passage in it is a negative. Fewer for few pairs if not given."""
-    epochs: float = 2.0
-    """Passes over the training pairs."""
+    epochs: float | None = None
+    """Passes over the training pairs as they are; by the recipe if not given."""
     max_steps: int | None = None
-    """Optimiser steps to take, instead of `epochs`."""
+    """Optimiser steps to take, instead of `epochs`; no negatives are mined then, unless `mined_epochs` is given."""
+    mined_epochs: float | None = None
+    """Further passes, with hard negatives that the model so far has mined; 0 for none. By the recipe if not given."""
+    mined_lr: float | None = None
+    """Peak learning rate of these; half of `lr` if not given."""
+    mined_batch_size: int | None = None
+    """Pairs in a batch of these; half of `batch_size` if not given."""
     accumulate: int = 1
     """Contrastive batches whose gradients make one optimiser step. It does not add in-batch negatives."""
     passage_once: bool = False
@@ -76,7 +85,12 @@ class TrainingConfig:
         require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
         if self.batch_size is not None:
             require(self.batch_size >= 2, "batch-size", self.batch_size, "2 or more pairs")
-        require(self.epochs > 0, "epochs", self.epochs, "a number above 0")
+        require_choice(self, "recipe")
+        require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "a number above 0")
+        require(self.mined_epochs is None or self.mined_epochs >= 0, "mined-epochs", self.mined_epochs, "0 or more")
+        require(self.mined_lr is None or self.mined_lr > 0, "mined-lr", self.mined_lr, "a number above 0, such as 1e-3")
+        if self.mined_batch_size is not None:
+            require(self.mined_batch_size >= 2, "mined-batch-size", self.mined_batch_size, "2 or more pairs")
         for name in ("max_steps", "eval_steps", "patience", "micro_batch_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")

@@ -46,7 +46,10 @@ def epoch_batches(pairs: Pairs, *, batch_size: int, seed: int, epoch: int, passa
 class BatchOrder:
     """The batches of all epochs in one endless row: `order[n]` are the row numbers of the n-th batch."""
 
-    def __init__(self, pairs: Pairs, *, batch_size: int, seed: int, passage_once: bool = False) -> None:
+    def __init__(
+        self, pairs: Pairs, *, batch_size: int, seed: int, passage_once: bool = False, first_epoch: int = 0
+    ) -> None:
+        self._first_epoch = first_epoch
         self._pairs, self._batch_size, self._seed, self._passage_once = pairs, batch_size, seed, passage_once
         self._epoch, self._batches = -1, list[IdArray]()
 
@@ -57,11 +60,15 @@ class BatchOrder:
                 self._pairs,
                 batch_size=self._batch_size,
                 seed=self._seed,
-                epoch=epoch,
+                epoch=self._first_epoch + epoch,
                 passage_once=self._passage_once,
             )
             self._epoch = epoch
         return self._batches[index]
+
+    def epochs_begun(self, batches: int) -> int:
+        """Epochs that so many batches are from, the last one begun or done."""
+        return math.ceil(batches / batches_per_epoch(len(self._pairs), self._batch_size))
 
 
 def _by_passage(order: IdArray, pairs: Pairs) -> IdArray:

@@ -108,6 +108,12 @@ class Encoder(SentenceTransformer):
         return size
 
     @property
+    def width(self) -> int:
+        """Of the backbone's hidden states."""
+        width: int = self.backbone.config.get_text_config().hidden_size
+        return width
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Arithmetic of the backbone."""
         return self.autocast_dtype or self.backbone.dtype

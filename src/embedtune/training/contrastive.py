@@ -36,12 +36,13 @@ class ContrastiveBatch:
     """Row of a question and place in `passage_ids` of a passage that is known to answer it, own positives included."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ContrastiveObjective:
     """The loss of a batch of rows; what the step loop minimises."""
 
     encoder: Encoder
     pairs: Pairs
+    """The rows; others in a phase with mined negatives."""
     qrels: Mapping[int, Mapping[int, float]]
     query_tokens: TokenTable
     passage_tokens: TokenTable

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from embedtune.atomic import why_not_written
 from embedtune.config import TrainingConfig
-from embedtune.data.batches import BatchOrder
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.durations import parse_seconds
 from embedtune.errors import NonFiniteLossError, RunError, StorageError, TrainingInterrupted
 from embedtune.models.memory import out_of_memory
 from embedtune.progress import Reporter, TrainingReporter
+from embedtune.training.batching import StepBatches
 from embedtune.training.checkpoint import Checkpoints, Progress, Trained, trainable_tensors
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.optim import build_optimizer, build_scheduler
@@ -72,6 +72,9 @@ class Trainer:
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
     micro_batch: MicroBatch | None = None
     """The objective's, if it has one: made smaller where memory runs out, and kept with the checkpoints."""
+    begin_phase: Callable[[int, bool], None] | None = None
+    """Is told the number of a phase of the plan before its first step, and of a resumed run's before it goes on, and
+    whether steps of the phase were taken before. The objective may change with it."""
     not_finite: Callable[[IdArray], list[str]] | None = None
     """Names texts of these rows whose embeddings are NaN or infinite."""
 
@@ -120,10 +123,14 @@ class Trainer:
         )
         scheduler = build_scheduler(optimizer, self.config, self.plan)
         trained = Trained(model=self.model, optimizer=optimizer, scheduler=scheduler, scaler=accelerator.scaler)
-        order = BatchOrder(
-            self.pairs, batch_size=self.plan.batch_size, seed=self.seed, passage_once=self.config.passage_once
+        batches = StepBatches(
+            self.pairs,
+            self.plan,
+            accumulate=self.config.accumulate,
+            seed=self.seed,
+            passage_once=self.config.passage_once,
         )
-        state = State(accelerator, trained, order, stop, Progress())
+        state = State(accelerator, trained, batches, stop, Progress())
         try:
             self.checkpoints.open()
             saved = self.checkpoints.load_newest(trained, warn=self.reporter.warn) if resume else None
@@ -179,6 +186,7 @@ class Trainer:
             if state.stop.asked:
                 self._read(state, reporter)
                 self._interrupt(state)
+            self._begin_phase(state, reporter)
             started = time.monotonic()
             self._timed_step(state)
             self._read(state, reporter, leave=UNREAD_STEPS[state.accelerator.device.type])
@@ -191,6 +199,30 @@ class Trainer:
         """Before the first step, every `eval_steps` and after the last one, unless this step has been evaluated."""
         due = progress.step % self.plan.eval_steps == 0 or progress.step == self.plan.steps
         return due and not _is_evaluated(progress)
+
+    def _begin_phase(self, state: State, reporter: TrainingReporter) -> None:
+        """Before the first step of a phase, and of a run that is resumed within one. A request to stop is heard."""
+        number = self.plan.phase_at(state.progress.step)
+        if number == state.phase or self.begin_phase is None:
+            return
+        self._read(state, reporter)
+        start = random_state()
+        try:
+            with state.stop.at_once(reserve=state.reserve):
+                self.begin_phase(number, state.progress.step > self.plan.phases[number].first_step)
+        except Stopped:
+            restore_random_state(start)
+            self._interrupt(state)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                f"memory ran out while negatives were mined at step {state.progress.step}; {self._what_is_saved()}\n"
+                "Type:  a smaller --max-length, or --mined-epochs 0."
+            ) from error
+        restore_random_state(start)
+        self.model.train()
+        state.phase = number
 
     def _timed_step(self, state: State) -> None:
         started = time.perf_counter()
@@ -243,8 +275,7 @@ class Trainer:
     def _forward_backward(self, state: State) -> tuple[list[Tensor], list[IdArray]]:
         """The gradients of one step; returns the loss and the rows of each of its contrastive batches."""
         progress, losses, tokens = state.progress, list[Tensor](), 0
-        first = progress.step * self.config.accumulate
-        batches = [state.order[number] for number in range(first, first + self.config.accumulate)]
+        batches = state.batches[progress.step]
         for rows in batches:
             loss, embedded = self.objective(rows)
             state.accelerator.backward(loss / self.config.accumulate)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from embedtune.config import TrainingConfig
 from embedtune.errors import ConfigError
-from embedtune.training.plan import Plan
-
-_TRANSFORMERS_NAMES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+from embedtune.training.plan import Phase, Plan
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig, plan: Plan) -> torch.optim.Optimizer:
@@ -59,11 +57,39 @@ def check_8bit(device: torch.device) -> None:
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig, plan: Plan) -> LRScheduler:
-    """Linear warm-up to the peak, then a cosine or a line down to zero, or the peak kept."""
-    scheduler: LRScheduler = get_scheduler(
-        _TRANSFORMERS_NAMES[config.schedule],
-        optimizer,
-        num_warmup_steps=plan.warmup_steps,
-        num_training_steps=plan.steps,
-    )
-    return scheduler
+    """In each phase a linear warm-up to its peak, then a cosine or a line down to zero, or the peak kept.
+
+    Restarts as in SGDR (Loshchilov & Hutter 2017), with peaks that the plan sets.
+    """
+
+    def share_of_peak(step: int) -> float:
+        phase = plan.phases[plan.phase_at(step)]
+        return phase.lr / plan.lr * _SCHEDULES[config.schedule](step - phase.first_step, phase)
+
+    return LambdaLR(optimizer, share_of_peak)
+
+
+def _rising(step: int, phase: Phase) -> float:
+    return step / max(1, phase.warmup_steps)
+
+
+def _cosine(step: int, phase: Phase) -> float:
+    if step < phase.warmup_steps:
+        return _rising(step, phase)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * _done(step, phase))))
+
+
+def _linear(step: int, phase: Phase) -> float:
+    return _rising(step, phase) if step < phase.warmup_steps else max(0.0, 1.0 - _done(step, phase))
+
+
+def _constant(step: int, phase: Phase) -> float:
+    return _rising(step, phase) if step < phase.warmup_steps else 1.0
+
+
+def _done(step: int, phase: Phase) -> float:
+    """Share of the steps after the warm-up."""
+    return (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
+
+
+_SCHEDULES = {"cosine": _cosine, "linear": _linear, "constant": _constant}

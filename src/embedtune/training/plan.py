@@ -1,9 +1,10 @@
-"""What a training run will do, derived from its settings and the size of its data before the first step."""
+"""What a training run will do, derived from its settings, its data and its model before the first step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import batches_per_epoch
@@ -18,51 +19,159 @@ DEFAULT_LR = {"lora": 2e-3, "qlora": 2e-3, "full": 1e-4}
 """Peak learning rate by method: adapters on small encoders want ten to twenty times what the weights themselves do."""
 PISSA_LR = 5e-4
 """An adapter that starts from the weights' main directions, not from zero, changes them far more with the same step."""
+WIDTH_OF_DEFAULTS = 384
+"""Width of the encoder that the learning rates were found with; a wider one gets less, in proportion."""
+MINED_SHARE = 0.5
+"""Of learning rate and batch size, where negatives are mined: the weights are nearly there, and a pair takes more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Passes over the pairs."""
+
+    epochs: float
+    """With the negatives of the batch, and those given."""
+    mined: tuple[float, ...]
+    """With mined negatives; each entry begins with mining anew."""
+
+
+RECIPES = {
+    "quick": Recipe(epochs=1, mined=()),
+    "default": Recipe(epochs=2, mined=(1,)),
+    "thorough": Recipe(epochs=2, mined=(1, 1)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Steps with the same negatives, in which the learning rate rises and falls once."""
+
+    first_step: int
+    """Optimiser steps before it."""
+    steps: int
+    batch_size: int
+    """Pairs in a contrastive batch at the most."""
+    warmup_steps: int
+    lr: float
+    """Peak learning rate."""
+    mines: bool
+    """Whether hard negatives are mined before its first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Numbers that the step loop runs by."""
 
-    batch_size: int
-    """Pairs in a contrastive batch at the most."""
-    batches_per_epoch: int
-    steps: int
-    """Optimiser steps in all."""
-    warmup_steps: int
+    phases: tuple[Phase, ...]
     eval_steps: int
     """Optimiser steps between evaluations; there is always one after the last step."""
-    lr: float
-    """Peak learning rate."""
+    epochs: float
+    """Passes over the pairs before negatives are mined, if they are what counts and not the steps."""
+    mined_epochs: float
+    """Passes after that."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs in a batch of the first phase."""
+        return self.phases[0].batch_size
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate of the first phase."""
+        return self.phases[0].lr
+
+    @property
+    def warmup_steps(self) -> int:
+        """Of the first phase."""
+        return self.phases[0].warmup_steps
+
+    def phase_at(self, step: int) -> int:
+        """Number of the phase that the step after `step` steps belongs to; of the last one when all are done."""
+        begun = [number for number, phase in enumerate(self.phases) if phase.first_step <= step]
+        return begun[-1]
 
 
-def make_plan(config: TrainingConfig, pairs: int, *, method: str = "lora", init: str = "default") -> Plan:
-    """Derive what `config` leaves open for a training set of `pairs` rows, a method and a way to start the adapter.
+def make_plan(
+    config: TrainingConfig,
+    pairs: int,
+    *,
+    method: str = "lora",
+    init: str = "default",
+    width: int = WIDTH_OF_DEFAULTS,
+    mining: bool = False,
+) -> Plan:
+    """Derive what `config` leaves open.
+
+    Args:
+        config: the settings.
+        pairs: rows to train on.
+        method: what is trained, as `AdapterConfig` names it.
+        init: how the adapter starts, likewise.
+        width: of the encoder's hidden states.
+        mining: whether there can be phases with mined negatives.
 
     Raises:
         ConfigError: a batch was asked for that the rows don't fill.
     """
-    if config.batch_size is not None and config.batch_size > pairs:
-        raise ConfigError(
-            f"--batch-size {config.batch_size} is more than the {pairs:,} pairs there are to train on.\n"
-            f"Type:  --batch-size {pairs} or less, or leave it out."
-        )
+    for option, size in (("batch-size", config.batch_size), ("mined-batch-size", config.mined_batch_size)):
+        if size is not None and size > pairs:
+            raise ConfigError(
+                f"--{option} {size} is more than the {pairs:,} pairs there are to train on.\n"
+                f"Type:  --{option} {pairs} or less, or leave it out."
+            )
     batch_size = config.batch_size or min(_default_batch_size(pairs), pairs)
-    per_epoch = batches_per_epoch(pairs, batch_size)
-    steps = config.max_steps or max(1, round(config.epochs * per_epoch / config.accumulate))
+    mined_batch_size = config.mined_batch_size or min(
+        pairs, max(SMALLEST_DEFAULT_BATCH, round(MINED_SHARE * batch_size))
+    )
+    lr = config.lr or default_lr(method, init, width)
+    recipe = RECIPES[config.recipe]
+    epochs, mined = config.epochs or recipe.epochs, _mined_epochs(config, recipe) if mining else ()
+    lengths = [config.max_steps or _steps(epochs, batches_per_epoch(pairs, batch_size), config)]
+    lengths += [_steps(share, batches_per_epoch(pairs, mined_batch_size), config) for share in mined]
+    phases = tuple(
+        Phase(
+            first_step=last_step - steps,
+            steps=steps,
+            batch_size=mined_batch_size if number else batch_size,
+            warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
+            lr=(config.mined_lr or MINED_SHARE * lr) if number else lr,
+            mines=number > 0,
+        )
+        for number, (steps, last_step) in enumerate(zip(lengths, accumulate(lengths), strict=True))
+    )
     return Plan(
-        batch_size=batch_size,
-        batches_per_epoch=per_epoch,
-        steps=steps,
-        warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
-        eval_steps=config.eval_steps or math.ceil(steps / EVALUATIONS_PER_RUN),
-        lr=config.lr or default_lr(method, init),
+        phases=phases,
+        eval_steps=config.eval_steps or math.ceil(sum(lengths) / EVALUATIONS_PER_RUN),
+        epochs=epochs,
+        mined_epochs=sum(mined),
     )
 
 
-def default_lr(method: str, init: str) -> float:
-    """Peak learning rate of a method, and of an adapter by how it starts, as `AdapterConfig` names them."""
-    return PISSA_LR if init == "pissa" else DEFAULT_LR[method]
+def default_lr(method: str, init: str, width: int = WIDTH_OF_DEFAULTS) -> float:
+    """Peak learning rate of a method, and of an adapter by how it starts, as `AdapterConfig` names them.
+
+    In proportion to the inverse of the width, as the weights' own best rate is (Yang et al. 2022, "Tensor Programs V",
+    table 8): 1e-3 for an adapter on an encoder of width 768, 2e-4 at 4,096.
+    """
+    found_at_width = PISSA_LR if init == "pissa" else DEFAULT_LR[method]
+    return found_at_width * min(1.0, WIDTH_OF_DEFAULTS / width)
+
+
+def _mined_epochs(config: TrainingConfig, recipe: Recipe) -> tuple[float, ...]:
+    """Passes of each phase with mined negatives."""
+    if config.mined_epochs is None:
+        return recipe.mined if config.max_steps is None else ()
+    count = max(1, len(recipe.mined))
+    return (config.mined_epochs / count,) * count if config.mined_epochs else ()
+
+
+def _steps(epochs: float, per_epoch: int, config: TrainingConfig) -> int:
+    return max(1, round(epochs * per_epoch / config.accumulate))
 
 
 def _default_batch_size(pairs: int) -> int:

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from embedtune.data.batches import BatchOrder
 from embedtune.data.collection import IdArray
+from embedtune.training.batching import StepBatches
 from embedtune.training.checkpoint import Progress, Trained
 from embedtune.training.signals import EXIT_SECONDS, StopRequest
 
@@ -41,9 +41,11 @@ class State:
 
     accelerator: Accelerator
     trained: Trained
-    order: BatchOrder
+    batches: StepBatches
     stop: StopRequest
     progress: Progress
+    phase: int | None = None
+    """The number of the phase that has begun."""
     unread: deque[Step] = field(default_factory=deque)
     saved: tuple[int, int] | None = None
     """Step and number of evaluations of the last checkpoint."""

@@ -1,0 +1,141 @@
+"""Training with mined negatives: what is mined, that it is used, and that a stopped run goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedtune import phases
+from embedtune.config import DataConfig, MiningConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig
+from embedtune.config_file import load_toml
+from embedtune.errors import ConfigError, StorageError, TrainingInterrupted
+from embedtune.pipeline import train
+from embedtune.progress import SilentReporter, TrainingReporter
+from embedtune.training.contrastive import ContrastiveObjective
+
+
+@pytest.fixture
+def config(pairs_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:
+    """Five steps and then five with two negatives each."""
+    return TrainConfig(
+        data=DataConfig(train=str(pairs_file)),
+        model=ModelConfig(base=str(st_folder), device="cpu", precision="fp32"),
+        mining=MiningConfig(hard_negatives=2, max_score_ratio=100.0),
+        training=TrainingConfig(
+            lr=0.01, batch_size=16, epochs=1, mined_epochs=1, mined_batch_size=16, eval_steps=4, checkpoint_minutes=0.0
+        ),
+        output=OutputConfig(out=tmp_path / "run"),
+    )
+
+
+def adapter(out: Path) -> bytes:
+    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+class StopsAfter(SilentReporter):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self._stop_at = step
+
+    @contextmanager
+    def training(self, *, done: int, steps: int) -> Iterator[TrainingReporter]:
+        with super().training(done=done, steps=steps) as silent:
+            yield _Presses(silent, self._stop_at)
+
+
+class _Presses:
+    def __init__(self, silent: TrainingReporter, at: int) -> None:
+        self.evaluated, self._at = silent.evaluated, at
+
+    def step(self, *, step: int, loss: float, lr: float, pairs_per_second: float) -> None:
+        if step == self._at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_second_phase_trains_with_what_the_first_one_s_model_mined(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    original = ContrastiveObjective.__call__
+
+    def spying(self: ContrastiveObjective, rows: Any) -> Any:
+        seen.append(sum(len(self.pairs.negative_ids[row]) for row in rows))
+        return original(self, rows)
+
+    monkeypatch.setattr(ContrastiveObjective, "__call__", spying)
+    results = train(config)
+    (mined,) = results["mining"]
+    train_pairs, out = results["data"]["train_pairs"], config.output.out
+    assert (mined["rows"], mined["asked"], mined["mined"]) == (train_pairs, 2, 2 * train_pairs)
+    assert [phase["mines"] for phase in results["train"]["phases"]] == [False, True]
+    assert (seen[:5], sum(seen[5:])) == ([0] * 5, 2 * train_pairs)
+    rows = [json.loads(line) for line in (out / "splits" / "mined-1.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in (out / "splits/train.jsonl").open()]
+    files = [out / "splits" / f"{name}.jsonl" for name in ("dev", "test")]
+    held_out = {json.loads(line)["positive"] for file in files for line in file.open()}
+    assert all(row["negative_1"] not in held_out | {row["positive"]} for row in rows)
+    written = load_toml(out / "config.toml")
+    assert (written.training.mined_epochs, written.training.mined_lr, written.training.epochs) == (1, 0.005, 1)
+    assert written.mining == config.mining
+    again = train(replace(written, output=replace(written.output, out=out.with_name("again"))))
+    assert adapter(out.with_name("again")) == adapter(out)
+    assert again["mining"] == results["mining"]
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_a_run_stopped_around_the_mining_goes_on_to_the_same_weights(
+    config: TrainConfig, step: int
+) -> None:
+    whole = train(config)
+    stopped = replace(config, output=replace(config.output, out=config.output.out.with_name("stopped")))
+    with pytest.raises(TrainingInterrupted):
+        train(stopped, StopsAfter(step))
+    resumed = train(replace(stopped, output=replace(stopped.output, resume=True)))
+    assert adapter(stopped.output.out) == adapter(config.output.out)
+    assert resumed["train"]["loss"] == whole["train"]["loss"]
+    assert resumed["train"]["dev"] == whole["train"]["dev"]
+    assert resumed["mining"] == whole["mining"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "other rows"])
+def test_negatives_that_cannot_be_read_end_a_resumed_run(config: TrainConfig, damage: str) -> None:
+    with pytest.raises(TrainingInterrupted):
+        train(config, StopsAfter(8))
+    path = config.output.out / "checkpoints" / "mined-1.json"
+    content = json.loads(path.read_text())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_text(path.read_text()[:-20])
+    elif damage == "flipped":
+        content["negatives"][0][0] += 1
+        path.write_text(json.dumps(content))
+    else:
+        content["negatives"].pop()
+        path.write_text(json.dumps(content | {"sha256": phases._checksum(content["negatives"])}))
+    with pytest.raises(
+        StorageError, match=r"mined-1\.json: the negatives that this run was trained with can't be read"
+    ):
+        train(replace(config, output=replace(config.output, resume=True)))
+
+
+def test_another_way_to_mine_is_another_run(config: TrainConfig) -> None:
+    with pytest.raises(TrainingInterrupted):
+        train(config, StopsAfter(2))
+    other = replace(config, mining=replace(config.mining, mine_from="bm25"), output=replace(config.output, resume=True))
+    with pytest.raises(ConfigError, match="--mine-from: model then, bm25 now"):
+        train(other)
+
+
+def test_epochs_for_negatives_that_are_not_mined_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--mined-epochs is 1, and --hard-negatives 0 mines none"):
+        TrainConfig(training=TrainingConfig(mined_epochs=1), mining=MiningConfig(hard_negatives=0))

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,11 @@ class PackedLayout:
     @property
     def device(self) -> torch.device:
         return self.cu_seqlens.device
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What kernels worked out from this layout, for the next layer to find."""
+        return {}
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -56,6 +56,13 @@ class PackedLayout:
         return {}
 
     @cached_property
+    def typical_length(self) -> int:
+        """Tokens of the sequence that half of all tokens are in, or in shorter ones."""
+        lengths_B = np.sort(self.lengths)
+        tokens_B = np.cumsum(lengths_B)
+        return int(lengths_B[np.searchsorted(2 * tokens_B, tokens_B[-1])])
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The sequences in runs of the same length, in packed order."""
         groups, start = [], 0

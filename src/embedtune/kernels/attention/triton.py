@@ -186,5 +186,6 @@ def _shared_memory(device: torch.device) -> int:
     """Bytes of it that a program may have; in the interpreter there is no limit."""
     if device.type != "cuda":
         return 2**30
-    properties: Any = torch.cuda.get_device_properties(device)  # mypy: torch's stub lacks the attribute
-    return int(properties.shared_memory_per_block_optin)
+    properties = torch.cuda.get_device_properties(device)
+    # On ROCm there is only the latter.
+    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))

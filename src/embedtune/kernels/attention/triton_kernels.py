@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-UNSPECIALISED = ["tokens", "heads", "window", "sequences"]
+UNSPECIALISED = ["tokens", "heads", "window", "sequences", "length"]
 """Numbers that differ from batch to batch or model to model: compiling anew for some of them would gain nothing."""
 
 
@@ -42,9 +42,9 @@ def _store(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _visible(rows, keys, rows_stop, keys_stop, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Which pairs of a row and a key count; both are packed places in one sequence."""
-    seen = (rows < rows_stop) & (keys < keys_stop)
+def _visible(rows, keys, keys_stop, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Which keys a row sees; both are packed places in one sequence. What rows past the end see comes to nothing."""
+    seen = keys < keys_stop
     if CAUSAL:
         seen = seen & (keys <= rows)
     if WINDOWED:
@@ -53,11 +53,11 @@ def _visible(rows, keys, rows_stop, keys_stop, window, CAUSAL: tl.constexpr, WIN
 
 
 @triton.jit
-def _bias(ptr, head, rows, keys, sequence, seen, bias_head, bias_row, bias_column):  # type: ignore[no-untyped-def]
+def _bias(ptr, head, rows, keys, sequence, inside, bias_head, bias_row, bias_column):  # type: ignore[no-untyped-def]
     """The bias of these rows and keys, to be added to scores to base 2."""
     ptr += head.to(tl.int64) * bias_head
     at = (rows - sequence) * bias_row + (keys - sequence) * bias_column
-    return tl.load(ptr + at, mask=seen, other=0.0).to(tl.float32) * 1.4426950408889634
+    return tl.load(ptr + at, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -99,11 +99,12 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         keys = at + tl.arange(0, STEP)
         key = _load(key_ptr, at, high, shared_head, key_token, key_head, STEP, SIZE, WIDTH)
         value = _load(value_ptr, at, high, shared_head, value_token, value_head, STEP, SIZE, WIDTH)
-        seen = _visible(rows[:, None], keys[None, :], stop, high, window, CAUSAL, WINDOWED)
+        seen = _visible(rows[:, None], keys[None, :], high, window, CAUSAL, WINDOWED)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * 1.4426950408889634)
         if BIASED:
+            inside = seen & (rows[:, None] < stop)
             scores += _bias(
-                bias_ptr, head, rows[:, None], keys[None, :], sequence, seen, bias_head, bias_row, bias_column
+                bias_ptr, head, rows[:, None], keys[None, :], sequence, inside, bias_head, bias_row, bias_column
             )
         scores = tl.where(seen, scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1))
@@ -114,6 +115,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         total = total * shrink + tl.sum(exponentials, 1)
         out = tl.dot(exponentials.to(value.dtype), value, out * shrink[:, None], input_precision=PRECISION)
         peak = new_peak
+    total = tl.where(total == 0.0, 1.0, total)
     _store(out_ptr, out / total[:, None], first, stop, head, out_token, ROWS, SIZE, WIDTH)
     lse_ptr += head.to(tl.int64) * tokens
     tl.store(lse_ptr + rows, peak + tl.log2(total), mask=rows < stop)
@@ -126,10 +128,13 @@ def _gradient(  # type: ignore[no-untyped-def]
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Probabilities and the gradient of the scores, keys down and rows across (Dao 2023, algorithm 2)."""
-    seen = _visible(rows[None, :], keys[:, None], rows_stop, keys_stop, window, CAUSAL, WINDOWED)
+    seen = _visible(rows[None, :], keys[:, None], keys_stop, window, CAUSAL, WINDOWED)
     scores = tl.dot(key, tl.trans(query), input_precision=PRECISION) * (scale * 1.4426950408889634)
     if BIASED:
-        scores += _bias(bias_ptr, head, rows[None, :], keys[:, None], sequence, seen, bias_head, bias_row, bias_column)
+        inside = seen & (rows[None, :] < rows_stop)
+        scores += _bias(
+            bias_ptr, head, rows[None, :], keys[:, None], sequence, inside, bias_head, bias_row, bias_column
+        )
     probabilities = tl.exp2(tl.where(seen, scores - lse[None, :], float("-inf")))
     grad_probabilities = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
     return probabilities, probabilities * (grad_probabilities - delta[None, :])

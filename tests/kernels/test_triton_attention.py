@@ -74,22 +74,20 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("visibility", ["full", "causal window"])
 @pytest.mark.parametrize("name", LENGTHS)
-def test_sequences_of_every_kind(name: str, visibility: str) -> None:
+def test_sequences_of_every_kind(name: str) -> None:
     lengths = LENGTHS[name]
     inputs = [
         *random_inputs(lengths, heads=1, key_heads=1, size=5, dtype=torch.float32),
         random_bias(lengths, heads=1, dtype=torch.float32),
     ]
-    compare(lengths, inputs, *VISIBILITIES[visibility])
+    compare(lengths, inputs)
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("key_heads", [1, 2])
-def test_heads_share_keys_and_values(key_heads: int) -> None:
+def test_heads_share_keys_and_values() -> None:
     lengths = (3, 33)
-    inputs = random_inputs(lengths, heads=4, key_heads=key_heads, size=16, dtype=torch.float32)
+    inputs = random_inputs(lengths, heads=4, key_heads=2, size=16, dtype=torch.float32)
     compare(lengths, [*inputs, random_bias(lengths, dtype=torch.float32)], causal=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,7 +125,8 @@ def test_inputs_as_the_models_hand_them_over() -> None:
     for attend in (reference.packed_attention, fast.packed_attention):
         query, key = projection[..., :8], projection[..., 8:16]
         value = heads_first.permute(2, 0, 1)
-        with poisoned_memory():
+        # The reference's products on a GPU can't be deterministic, which poisoned memory asks for.
+        with poisoned_memory() if attend is fast.packed_attention else nullcontext():
             out = attend(query, key, value, packed_layout(lengths, DEVICE), scale=0.3)
             factors_H = torch.arange(4.0, device=DEVICE)
             loss = (out.transpose(0, 1)[..., ::2] * factors_H).sum() + out[::3].sum()

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 VARLEN_HEAD_SIZES = range(8, 257, 8)
 """Head sizes that torch's variable-length flash attention takes."""
+
+MAX_TRITON_HEAD_SIZE = 256
+SHORT_LENGTH = 0
+"""In half precision, Triton's packed attention is used where the typical text has at most so many tokens."""
 
 
 class PackedAttention(Protocol):
@@ -52,17 +56,42 @@ MAX_NORM_SIZE = 8192
 @functools.cache
 def choose_attention(device_type: str, dtype: torch.dtype, head_size: int, *, biased: bool = False) -> PackedAttention:
     """The fastest packed attention for this device, dtype and head size, that takes a bias if it is `biased`."""
-    if device_type == "cuda":
-        reason = _varlen_refusal(dtype, head_size, biased)
-        if reason is None:
-            from embedtune.kernels.attention import varlen
-
-            logger.info("packed attention: varlen flash, because the device is CUDA and the dtype %s", dtype)
-            return varlen.packed_attention
-        logger.info("packed attention: grouped bmm, because %s", reason)
-    else:
+    if device_type != "cuda":
         logger.info("packed attention: grouped bmm, because the device is %s", device_type)
+        return grouped.packed_attention
+    refusal, varlen_refusal = _triton_attention_refusal(dtype, head_size), _varlen_refusal(dtype, head_size, biased)
+    if varlen_refusal is None:
+        from embedtune.kernels.attention import varlen
+
+        if refusal is None and SHORT_LENGTH:
+            logger.info("packed attention: Triton for texts of up to %d tokens, varlen flash for others", SHORT_LENGTH)
+            return _by_length
+        logger.info("packed attention: varlen flash, because the device is CUDA and the dtype %s", dtype)
+        return varlen.packed_attention
+    if refusal is None:
+        from embedtune.kernels.attention import triton
+
+        logger.info("packed attention: Triton, because %s", varlen_refusal)
+        return triton.packed_attention
+    logger.info("packed attention: grouped bmm, because %s and %s", varlen_refusal, refusal)
     return grouped.packed_attention
+
+
+def _by_length(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: PackedLayout, **options: Any) -> Tensor:
+    """Triton where most tokens are in short sequences, which would leave the tiles of flash attention half empty."""
+    from embedtune.kernels.attention import triton, varlen
+
+    attend = triton.packed_attention if layout.typical_length <= SHORT_LENGTH else varlen.packed_attention
+    return attend(query_THD, key_TKD, value_TKD, layout, **options)
+
+
+def _triton_attention_refusal(dtype: torch.dtype, head_size: int) -> str | None:
+    if head_size > MAX_TRITON_HEAD_SIZE:
+        return f"Triton's takes head sizes up to {MAX_TRITON_HEAD_SIZE}, not {head_size}"
+    refusal = _triton_refusal("cuda", dtype)
+    if refusal is None and torch.cuda.get_device_capability()[0] < 8:
+        refusal = "Triton needs compute capability 8.0 (Ampere) or newer"
+    return refusal
 
 
 def _varlen_refusal(dtype: torch.dtype, head_size: int, biased: bool) -> str | None:

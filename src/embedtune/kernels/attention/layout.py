@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,18 @@ class PackedLayout:
     @property
     def device(self) -> torch.device:
         return self.cu_seqlens.device
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """What kernels worked out from this layout, for the next layer to find."""
+        return {}
+
+    @cached_property
+    def typical_length(self) -> int:
+        """Tokens of the sequence that half of all tokens are in, or in shorter ones."""
+        lengths_B = np.sort(self.lengths)
+        tokens_B = np.cumsum(lengths_B)
+        return int(lengths_B[np.searchsorted(2 * tokens_B, tokens_B[-1])])
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -78,10 +78,10 @@ def _eval_words(config: TrainConfig, folder: Path) -> list[str]:
 def _results(ours: Mapping[str, Any], measured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
     """In the form of a training run's, as far as there is something to say."""
     return {
-        **{key: ours[key] for key in ("schema", "embedtune", "seed", "base_model", "method", "data")},
+        **{key: ours[key] for key in ("schema", "embedtune", "seed", "base_model", "method", "data", "bm25")},
         "base": measured["against"],
         "tuned": measured["model"],
-        **{key: measured[key] for key in ("bm25", "delta", "forgetting", "environment") if key in measured},
+        **{key: measured[key] for key in ("delta", "forgetting", "environment") if key in measured},
         "train": trained["train"],
         "peer": {key: value for key, value in trained.items() if key != "train"},
     }

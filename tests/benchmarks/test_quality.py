@@ -34,6 +34,7 @@ seed, out, here = int(given("--seed")), Path(given("--out")), Path(__file__).par
 with (here / "calls").open("a") as calls:
     calls.write(" ".join(words) + "\\n")
 assert not out.exists()
+(out / "model").mkdir(parents=True)
 if (signalled := given("--signal")) and seed == 1:
     os.kill(os.getppid(), int(signalled))
     time.sleep(60)
@@ -56,7 +57,6 @@ results = {
     "environment": {"device_name": "a chip", "precision": "fp32"},
     "forgetting": {"sets": [{"name": "general", "delta": {"mean": -0.01 * (1 + seed), "ci95": [0, 0]}}]},
 }
-(out / "model").mkdir(parents=True)
 (out / "model" / "large").write_text("x" * 1000)
 (out / "config.toml").write_text("")
 (out / "report.html").write_text("")

@@ -24,9 +24,18 @@ from embedtune.stages import held_out_task
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture
+def findable(sentences: list[str], tmp_path: Path) -> Path:
+    """Pairs of a sentence and the same with another end, which a random model finds more often than not."""
+    rows = [{"anchor": " ".join(text.split()[:-2]), "positive": text} for text in sentences[100:200] if len(text) > 60]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
 @pytest.mark.timeout(900)
 def test_a_peer_beside_a_real_cell(
-    st_folder: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    st_folder: Path, findable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     description = tmp_path / "quality.toml"
     description.write_text(
@@ -35,7 +44,7 @@ def test_a_peer_beside_a_real_cell(
         base = "{st_folder}"
         options = ["--batch-size", "8", "--max-steps", "3", "--eval-steps", "2", "--rank", "4", "--device", "cpu"]
         [data.tiny]
-        train = "{pairs_file}"
+        train = "{findable}"
         [variant.ours]
         [variant.plain]
         peer = "sentence-transformers"
@@ -48,9 +57,8 @@ def test_a_peer_beside_a_real_cell(
     assert (out / "ours/tiny/3/splits/train.jsonl").is_file()
     assert [path.name for path in (out / "plain/tiny/3").iterdir()] == ["results.json"]
     ours, plain = (json.loads((out / f"{name}/tiny/3/results.json").read_text("utf-8")) for name in ("ours", "plain"))
+    assert ours["base"]["ndcg@10"] > 0.2
     assert plain["base"]["ndcg@10"] == pytest.approx(ours["base"]["ndcg@10"], abs=1e-6)
-    assert plain["bm25"] == ours["bm25"]
-    assert plain["tuned"]["mrr@10"] != plain["base"]["mrr@10"] or plain["train"]["best_step"] == 0
     assert plain["train"]["trainable_parameters"] == ours["train"]["trainable_parameters"]
     assert [at["step"] for at in plain["train"]["dev"]] == [at["step"] for at in ours["train"]["dev"]] == [0, 2, 3]
     assert plain["train"]["dev"][0]["ndcg@10"] == pytest.approx(ours["train"]["dev"][0]["ndcg@10"], abs=1e-4)

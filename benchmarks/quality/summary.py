@@ -30,6 +30,9 @@ class Measured:
     """What it ran on, and in which precision."""
 
 
+SAME_QUESTIONS = "All seeds have the same test questions: the intervals say nothing of other questions."
+OWN_QUESTIONS = "Seeds test on questions of their own: the spread between seeds has that between questions in it."
+
 Cells = Mapping[str, Mapping[int, Measured]]
 """Variant to seed to what was measured, of one data set."""
 
@@ -112,13 +115,9 @@ def compare(by_data: Mapping[str, Cells], first: str, *, lost: bool = False) -> 
 def remarks(cells: Cells, first: str) -> list[str]:
     """What must be known to read a data set's rows."""
     said = []
-    tests = {one.test for seeds in cells.values() for one in seeds.values()}
-    if len(tests) == 1:
-        said.append("All seeds have the same test questions: the intervals say nothing of other questions.")
-    elif tests:
-        said.append(
-            "Each seed tests on questions of its own: the spread between seeds has that between questions in it."
-        )
+    if len({seed for seeds in cells.values() for seed in seeds}) > 1:
+        same = all(len({one.test for one in seeds.values()}) <= 1 for seeds in cells.values())
+        said.append(SAME_QUESTIONS if same else OWN_QUESTIONS)
     for variant, seeds in cells.items():
         others = [
             seed for seed in seeds if seed in cells.get(first, {}) and not _same_test(cells, variant, first, seed)

@@ -54,15 +54,13 @@ def run_cells(
     try:
         for peers in (False, True):
             futures: dict[Future[None], Cell] = {}
-            for cell in to_run:
-                if (cell.peer is not None) is not peers:
-                    continue
+            for cell in (cell for cell in to_run if (cell.peer is not None) is peers):
                 if cell.like is not None and cell.like not in run.done:
                     run.failed[cell] = f"the cell that it is like, {cell.like.name}, is not there"
                     yield cell
                     continue
-                sources = _is_source(cell, every)
-                futures[pool.submit(_run, cell, store, commands, keep_all=keep_all, with_splits=sources)] = cell
+                keep = {"keep_all": keep_all, "with_splits": _is_source(cell, every)}
+                futures[pool.submit(_run, cell, store, commands, **keep)] = cell
             yield from _finished(futures, run)
     finally:
         commands.stop()

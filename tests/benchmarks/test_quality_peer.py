@@ -33,7 +33,7 @@ def findable(sentences: list[str], tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_peer_beside_a_real_cell(
     st_folder: Path, findable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,16 @@ def _method_columns(summary: MethodSummary | None) -> tuple[str, ...]:
         f"{summary.first_loss:.4f}",
         f"{summary.last_loss:.4f}",
     )
+
+
+def show_grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of texts; the first column is a name, the others are numbers."""
+    table = Table(title=title, title_justify="left")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    _console.print(table)
 
 
 def show_ratios(ratios: Ratios) -> None:

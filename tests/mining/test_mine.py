@@ -58,6 +58,7 @@ def case(seed: int, *, queries: int = 14, passages: int = 40) -> Case:
     for query, passage in links:
         qrels[query][passage] = 1.0
     held_out = {queries - 1}
+    qrels[queries - 1].update(dict.fromkeys(range(passages - 5, passages), 1.0))  # answers that no test row names
     train = [link for link in links if link[0] not in held_out and link[1] not in qrels[queries - 1]]
     test = [link for link in links if link[0] in held_out]
     qrels[2][draw.randrange(passages)] = 1.0  # an answer that no row names
@@ -195,10 +196,11 @@ def test_the_cases_have_all_that_may_happen() -> None:
     assert refused.keys() == set(REASONS)
     several = [Counter(case(seed).splits.train.query_ids.tolist()).most_common(1)[0][1] for seed in range(4)]
     assert max(several) > 1
-    given_and_held_out = [
-        set().union(*c.splits.train.negative_ids) & held_out_passages(c.splits) for c in map(case, range(4))
+    answers_of_no_row = [
+        set().union(*splits.train.negative_ids) & held_out_passages(splits) - set(splits.test.passage_ids.tolist())
+        for splits in (case(seed).splits for seed in range(4))
     ]
-    assert any(given_and_held_out)
+    assert any(answers_of_no_row)
 
 
 @pytest.mark.parametrize("source", ["model", "bm25", "both"])
@@ -256,6 +258,10 @@ def test_the_seed_decides_what_is_drawn_and_a_row_does_not_depend_on_the_others(
     config = MiningConfig(mine_sampling="random", max_score_ratio=100.0)
     assert_same(given.mine(config, seed=5), given.mine(config, seed=5))
     assert given.mine(config, seed=5).pairs.negative_ids != given.mine(config, seed=6).pairs.negative_ids
+    left, _ = reference(given, config)
+    added = [found[len(found) - 2 :] for found in given.mine(config).pairs.negative_ids]
+    places = {tuple(map(kept.index, drawn)) for kept, drawn in zip(left, added, strict=True)}
+    assert len(places) > 1
     first = given.splits.train.select(range(3))
     fewer = replace(
         given,

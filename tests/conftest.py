@@ -233,7 +233,7 @@ def make_judge(
         folder = tmp_path_factory.mktemp("judge")
         with torch.random.fork_rng():
             torch.manual_seed(2)
-            model = BertForSequenceClassification(BertConfig(**bert_config, num_labels=labels))
+            model = BertForSequenceClassification(BertConfig(**{**bert_config, "num_labels": labels}))
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
                     torch.nn.init.normal_(parameter, std=0.3)

@@ -9,10 +9,10 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TextIO
+from typing import TextIO
 
 import numpy as np
 
@@ -179,9 +179,9 @@ def write_pairs(path: Path, pairs: Pairs, collection: Collection) -> None:
 def _text_file(path: Path, *, packed: bool) -> Iterator[TextIO]:
     """A file to write text to; a packed one has no name or time in it, so the same rows give the same bytes."""
     with ExitStack() as files:
-        stream: IO[bytes] = files.enter_context(open(path, "wb"))
+        stream: io.BufferedWriter | gzip.GzipFile = files.enter_context(open(path, "wb"))
         if packed:
-            stream = files.enter_context(closing(gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0)))
+            stream = files.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0))
         yield files.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"))
 
 

@@ -28,7 +28,6 @@ from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import Plan, make_plan
 
-
 COMMIT_SHOWN = 8
 """Characters of a commit, where it is part of a name."""
 

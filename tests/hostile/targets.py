@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -41,7 +42,7 @@ def check(target: Callable[[bytes, Path], None], content: bytes, folder: Path) -
         target(content, folder)
     except (UserError, StorageError) as error:
         message = str(error)
-        odd = {character for character in message if not character.isprintable() and character not in "\n\u00a0"}
+        odd = {c for c in message if not c.isprintable() and c != "\n" and unicodedata.category(c) != "Zs"}
         assert not odd, f"{odd!r} in {message!r}"
         assert message.strip()
         assert len(message) <= LONGEST_MESSAGE, f"a message of {len(message)} characters"

@@ -13,7 +13,7 @@ from embedtune.cli.options import parse_train
 from embedtune.config import TrainConfig
 from embedtune.errors import TrainingInterrupted
 
-UNLOADING = 0.25
+UNLOADING = 1 / 3
 """What the process takes to end, as a share of what its libraries took to load; on a busy machine both take longer."""
 
 

@@ -92,9 +92,7 @@ def test_the_second_phase_trains_with_what_the_first_one_s_model_mined(
 
 
 @pytest.mark.parametrize("step", [3, 5, 8])
-def test_a_run_stopped_around_the_mining_goes_on_to_the_same_weights(
-    config: TrainConfig, step: int
-) -> None:
+def test_a_run_stopped_around_the_mining_goes_on_to_the_same_weights(config: TrainConfig, step: int) -> None:
     whole = train(config)
     stopped = replace(config, output=replace(config.output, out=config.output.out.with_name("stopped")))
     with pytest.raises(TrainingInterrupted):

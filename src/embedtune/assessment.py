@@ -16,7 +16,7 @@ from embedtune.evaluation.analysis import analyse
 from embedtune.evaluation.forgetting import SetScores, forgetting_facts, measure, texts_in
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.neighbours import Neighbours, nearest_passages, neighbour_facts
-from embedtune.evaluation.run import Evaluation, RetrievalTask, compare, evaluate_hybrid, task_groups
+from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles, compare, evaluate_hybrid
 from embedtune.evaluation.sizes import quality_by_size, variants
 from embedtune.evaluation.stats import Difference
 from embedtune.evaluation.suspects import Suspect
@@ -107,10 +107,10 @@ def assess(
     """
     *references, judged = models
     reference = references[0] if references else None
-    subject, groups_Q = models[judged].evaluation, task_groups(task)
+    subject, groups_Q = models[judged].evaluation, task.groups_Q
     beside = {"bm25": bm25, "hybrid": evaluate_hybrid(task, subject, bm25)}
     evaluations = {name: model.evaluation for name, model in models.items()} | beside
-    analysis, suspects = analyse(collection, task, evaluations, judged=judged, reference=reference, seed=seed)
+    analysis, suspects = analyse(collection, task, evaluations, Roles(judged, reference), seed=seed)
     delta = {}
     if reference is not None:
         delta = compare(models[reference].evaluation, subject, seed=seed, groups_Q=groups_Q)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -46,15 +46,17 @@ def task_facts(test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> di
     }
 
 
-def hub_revisions(base: ModelConfig, others: Sequence[ModelConfig], data: Mapping[str, str | None]) -> dict[str, Any]:
+def hub_revisions(
+    base: ModelConfig, others: Mapping[str, ModelConfig], data: Mapping[str, str | None]
+) -> dict[str, Any]:
     """Commits of what came from the Hub: "base", "against" and "data"; empty if nothing did.
 
     Args:
         base: the model, with its commit as the revision.
-        others: further models, likewise.
+        others: further models by their names, likewise.
         data: commits by the option that named the data set.
     """
-    against = {model.base: model.revision for model in others if _from_hub(model)}
+    against = {name: model.revision for name, model in others.items() if _from_hub(model)}
     known = {name: commit for name, commit in data.items() if commit}
     found = {"base": base.revision if _from_hub(base) else None, "against": against, "data": known}
     return {"revisions": kept} if (kept := {name: value for name, value in found.items() if value}) else {}

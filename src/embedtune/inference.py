@@ -80,19 +80,19 @@ def evaluate_models(
         raise ConfigError("--forgetting compares two models.\nType:  --against MODEL --forgetting FILE")
     collection, task, dropped = _test_collection(data)
     sets = general_sets(forgetting) if against else []
-    others = stages.other_models(model, against)
-    others = stages.check_loadable(others)
+    others = stages.check_loadable(stages.other_models(model, against))
     encoder = stages.load(model, reporter)
     texts = stages.tokenize(encoder, collection, reporter)
     models = {"model": examine(encoder, task, texts, sets, reporter, label=model.base, seed=seed, sizes=True)}
     further: dict[str, Evaluation] = {}
-    for first in others[:1]:
-        second = stages.load(first, reporter)
+    for first in list(others)[:1]:
+        second = stages.load(others[first], reporter)
         own = stages.tokenize(second, collection, reporter)
-        models = {"against": examine(second, task, own, sets, reporter, label=first.base, seed=seed)} | models
-        further[first.base] = models["against"].evaluation
+        models = {"against": examine(second, task, own, sets, reporter, label=first, seed=seed)} | models
+        further[first] = models["against"].evaluation
         del second
-    further |= stages.evaluate_others(others[1:], task, collection, reporter)
+    rest = {name: other for name, other in others.items() if name not in further}
+    further |= stages.evaluate_others(rest, task, collection, reporter)
     bm25 = stages.evaluate_bm25(task, collection, reporter)
     found = assess(collection, task, models, bm25=bm25, further=further, seed=seed)
     found.sections["suspects"]["file"] = None if out.suspects is None else str(out.suspects)

@@ -26,6 +26,7 @@ from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
+from embedtune.models.source import pinned_name
 from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
@@ -94,8 +95,9 @@ def _train(
     if (changed := identity.check_environment(environment(encoder.device, encoder.source.precision))) is not None:
         reporter.warn(changed)
     check_trainable(encoder, config.adapter)
-    others = stages.other_models(replace(config.model, max_length=None), config.evaluation.against)
-    others = stages.check_loadable(others)
+    others = stages.check_loadable(
+        stages.other_models(replace(config.model, max_length=None), config.evaluation.against)
+    )
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
     plan = make_plan(
@@ -106,7 +108,7 @@ def _train(
         width=encoder.width,
         mining=config.mining.hard_negatives > 0,
     )
-    config, of_data = _resolve(config, plan, encoder)
+    config, of_data = _resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))
     texts = stages.tokenize(encoder, splits.collection, reporter)
     test = stages.held_out_task(splits)
     bm25 = stages.evaluate_bm25(test, splits.collection, reporter)
@@ -180,7 +182,9 @@ def _train(
     return results
 
 
-def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> tuple[TrainConfig, dict[str, str | None]]:
+def _resolve(
+    config: TrainConfig, plan: Plan, encoder: Encoder, *, others: tuple[str, ...]
+) -> tuple[TrainConfig, dict[str, str | None]]:
     """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run.
 
     Returns:
@@ -209,7 +213,7 @@ def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> tuple[TrainCo
         adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
         evaluation=replace(
             config.evaluation,
-            against=tuple(map(_absolute, config.evaluation.against)),
+            against=others,
             forgetting=tuple(map(_absolute, config.evaluation.forgetting)),
         ),
         output=replace(config.output, out=config.output.out.absolute(), resume=False),

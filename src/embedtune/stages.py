@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,8 @@ from embedtune.mining.mine import Mined, mine, unmined
 from embedtune.mining.pool import training_pool
 from embedtune.models.encoder import Encoder
 from embedtune.models.judge import load_judge
-from embedtune.models.load import load_encoder
+from embedtune.models.load import check_encoder, load_encoder
+from embedtune.models.source import split_revision
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
@@ -29,6 +30,9 @@ from embedtune.training.contrastive import ContrastiveObjective, batch_tokens
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import Plan, make_plan
+
+COMMIT_SHOWN = 8
+"""Characters of a commit, where it is part of a name."""
 
 
 @dataclass(frozen=True)
@@ -126,34 +130,40 @@ def evaluate_bm25(task: RetrievalTask, collection: Collection, reporter: Reporte
         return search_by_word(task, collection, on_progress=advance)
 
 
-def check_loadable(models: Sequence[ModelConfig]) -> tuple[ModelConfig, ...]:
-    """Load each model once and let it go, so that a wrong name is told before any work is done.
+def check_loadable(models: Sequence[ModelConfig]) -> dict[str, ModelConfig]:
+    """Look each model up and at its files, so that a wrong name is told before any work is done.
 
     Returns:
-        The same models, those of the hub with the commit that was loaded as their revision.
+        The same models by the names to show, those of the hub with the commit that will be loaded as their revision.
+        Where two are commits of one repository, their names tell which.
 
     Raises:
         ModelError: a model can't be used.
     """
-    return tuple(replace(model, revision=load(model, SilentReporter()).source.revision) for model in models)
+    pinned = list(dict.fromkeys(map(check_encoder, models)))
+    bases = [model.base for model in pinned]
+    return {
+        model.base if bases.count(model.base) == 1 else f"{model.base}@{(model.revision or '')[:COMMIT_SHOWN]}": model
+        for model in pinned
+    }
 
 
 def evaluate_others(
-    models: Sequence[ModelConfig], task: RetrievalTask, collection: Collection, reporter: Reporter
+    models: Mapping[str, ModelConfig], task: RetrievalTask, collection: Collection, reporter: Reporter
 ) -> dict[str, Evaluation]:
     """Evaluations of other models on the task by their names, one model in memory at a time."""
     found = {}
-    for model in models:
+    for name, model in models.items():
         encoder = load(model, reporter)
         texts = tokenize(encoder, collection, reporter)
-        found[model.base] = evaluate(encoder, task, texts, reporter, label=model.base)
+        found[name] = evaluate(encoder, task, texts, reporter, label=name)
     return found
 
 
 def other_models(model: ModelConfig, names: Sequence[str]) -> tuple[ModelConfig, ...]:
-    """Models to compare with, each with its own prompts, computed as `model` is."""
+    """Models to compare with, each with its own prompts, computed as `model` is; OWNER/NAME@REVISION is one too."""
     own = replace(model, revision=None, memory="auto", query_prompt=None, passage_prompt=None)
-    return tuple(replace(own, base=name) for name in dict.fromkeys(names))
+    return tuple(replace(own, base=base, revision=revision) for base, revision in map(split_revision, names))
 
 
 def mine_negatives(

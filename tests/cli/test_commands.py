@@ -7,13 +7,17 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from embedtune.atomic import replacing
+from embedtune.cli.console import Console
 from embedtune.cli.main import main
+from embedtune.config import TrainConfig
+from embedtune.errors import TrainingInterrupted
 
 
 @pytest.fixture
@@ -271,3 +275,19 @@ def test_encode_refuses_an_unknown_output_form(
 def test_help_and_version_exit_with_0(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     assert "embedtune" in capsys.readouterr().out
+
+
+def test_the_time_given_leaves_room_for_the_process_to_end(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where other processes make libraries slow to load, they are slow to unload too."""
+    clock, began = iter((100.0, 140.0)), list[float]()
+
+    def train(config: TrainConfig, console: Console, *, started: float) -> None:
+        began.append(started)
+        raise TrainingInterrupted("stopped.", TrainingInterrupted.TIME_IS_UP)
+
+    monkeypatch.setattr("embedtune.pipeline.train", train)
+    monkeypatch.setattr("embedtune.cli.train.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert _train(pairs, "--out", tmp_path / "run", "--max-time", "60s") == 75
+    assert began == pytest.approx([100 - 40 / 3])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from embedtune.cli.main import main
 from tests.cli.hub import TOKEN, Hub, serve_hub
@@ -29,17 +31,18 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run's folder as far as `push` looks at it, with everything around the model that must stay here."""
-    contents: dict[str, Any] = {
+    weights = save({"weight": np.ones(100, dtype=np.float32)})
+    contents: dict[str, str | bytes] = {
         "model/modules.json": "[]",
         "model/config.json": "{}",
         "model/1_Pooling/config.json": "{}",
-        "model/model.safetensors": "weights " * 100,
+        "model/model.safetensors": weights,
         "model/README.md": '---\nlicense: mit\n---\nSentenceTransformer("sentence_transformers_model_id")\n',
         "model/notes.log": "mine",
         "model/.cache/huggingface/x.json": "{}",
         "model/checkpoint-5/optimizer.safetensors": "moments",
         "adapter/adapter_config.json": json.dumps({"base_model_name_or_path": "/home/alice/bge", "r": 16}),
-        "adapter/adapter_model.safetensors": "adapter",
+        "adapter/adapter_model.safetensors": weights,
         "adapter/README.md": "---\nlicense: mit\n---\n",
         "splits/train.jsonl": '{"question": "secret"}',
         "checkpoints/step-1/weights.safetensors": "weights",
@@ -56,7 +59,7 @@ def run(tmp_path: Path) -> Path:
     for name, content in contents.items():
         file = tmp_path / "run" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content, encoding="utf-8")
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return tmp_path / "run"
 
 
@@ -108,7 +111,7 @@ def test_the_model_arrives_byte_for_byte_and_nothing_else(hub: Hub, run: Path, p
     (commit,) = repository.commits
     assert "embedtune" in commit["summary"]
     assert "On 9 held-out questions the tuned model finds the right passage better" in commit["description"]
-    assert not [file for file in run.rglob("*") if file.is_file() and TOKEN in file.read_text()]
+    assert not [file for file in run.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()]
 
 
 @pytest.mark.usefixtures("here")
@@ -166,7 +169,8 @@ def test_a_dry_run_lists_files_and_sizes_and_asks_the_hub_nothing(
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(run), "someone/ferry-search", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "800 B  model.safetensors" in printed
+    size = (run / "model" / "model.safetensors").stat().st_size
+    assert f"{size} B  model.safetensors" in printed
     assert "nothing was uploaded" in printed
     assert hub.requests == []
 
@@ -248,3 +252,117 @@ def test_bad_input_gets_one_message(
     assert error.startswith("embedtune: ")
     assert message in error
     assert hub.requests == []
+
+
+def _adapter(**settings: object) -> str:
+    return json.dumps({"r": 16, **settings})
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("part", "name", "content", "message"),
+    [
+        ("adapter", "adapter_config.json", "{", "is no JSON"),
+        ("adapter", "adapter_config.json", "[" * 100_000, "is no JSON"),
+        ("adapter", "adapter_config.json", "[1]", "holds [1]; expected a JSON object"),
+        (
+            "adapter",
+            "adapter_config.json",
+            _adapter(base_model_name_or_path=7),
+            "'base_model_name_or_path' 7; expected",
+        ),
+        (
+            "adapter",
+            "adapter_config.json",
+            _adapter(base_model_name_or_path="a\x1b[2J"),
+            "'a\\x1b[2J'; expected a hub id",
+        ),
+        ("adapter", "adapter_config.json", _adapter(base_model_name_or_path="x/" * 4000), "expected a hub id"),
+        ("adapter", "adapter_config.json", b"\xff\xfe{", "is no UTF-8 text"),
+        ("adapter", "adapter_model.safetensors", b"", "is damaged or no safetensors file"),
+        ("model", "model.safetensors", b"\xff" * 8 + b"{}", "is damaged or no safetensors file"),
+        ("model", "config.json", pickle.dumps({}), "is a pickle"),
+        ("model", "tokenizer.model", pickle.dumps({}), "is a pickle"),
+        ("model", "vocab.txt", b"PK\x03\x04data.pkl", "is a pickle"),
+        ("model", "README.md", b"caf\xe9", "is no UTF-8 text"),
+        ("model", "config.json", "[]", "holds []; expected a JSON object"),
+        ("model", "modules.json", '[{"path": "../../other"}]', "the path of a folder in this one"),
+        ("model", "modules.json", '[{"path": "/etc"}]', "the path of a folder in this one"),
+        ("model", "modules.json", '{"path": 1}', "the path of a folder in this one"),
+        ("model", "model.safetensors.index.json", "{}", "holds no 'weight_map'"),
+        ("model", "model.safetensors.index.json", '{"weight_map": {"a": "b.bin"}}', "weights are in 'b.bin'"),
+        ("model", "model.safetensors.index.json", '{"weight_map": {"a": "../b.safetensors"}}', "weights are in '../b"),
+        ("model", "2_Dense/pytorch_model.bin", pickle.dumps({}), "no weights as .safetensors beside it"),
+        ("model", "evil\x1b[2J.txt", "x", "a file is named 'evil\\x1b[2J.txt'"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_stops_the_upload(
+    part: str, name: str, content: str | bytes, message: str, hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / part / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["push", str(run), "someone/new", "--part", part]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("embedtune: ")
+    assert message in error
+    assert "\x1b" not in error
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("here")
+def test_weights_that_are_cut_off_stay_here(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["push", str(run), "someone/new"]) == 2
+    assert "is damaged or no safetensors file" in capsys.readouterr().err
+    weights.unlink()  # the moments in checkpoint-5/ are safetensors, and no weights
+    assert main(["push", str(run), "someone/new"]) == 2
+    assert "holds no weights as .safetensors" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("here")
+def test_a_huge_file_is_not_read(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (run / "model" / "vocab.txt").open("wb") as stream:
+        stream.truncate(2**40)  # takes no room
+    assert main(["push", str(run), "someone/new"]) == 2
+    assert "is 1,048,576 MiB; expected at most 64 for a .txt file" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("linked", ["model/vocab.txt", "model/2_Own", "model", "adapter/adapter_config.json"])
+def test_no_link_leads_out_of_the_folder(
+    linked: str, hub: Hub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = tmp_path / "outside"
+    if linked == "model":
+        (run / linked).rename(outside)
+    elif linked.endswith("_Own"):
+        outside.mkdir()
+        (outside / "id.txt").write_text("secret")
+    else:
+        outside.write_text("{}")
+        (run / linked).unlink(missing_ok=True)
+    (run / linked).symlink_to(outside)
+    part = linked.partition("/")[0]
+    code = main(["push", str(run), "someone/new", "--part", part])
+    if linked.endswith("_Own"):  # a folder that is a link is not entered
+        assert code == 0
+        assert not [name for name in hub.repositories["someone/new"].branches["main"] if "id.txt" in name]
+        return
+    assert code == 2
+    assert f"leads out of {run}, to {outside}" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("here")
+def test_pickles_and_what_names_them_are_left_here(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = ("pytorch_model.bin", "pytorch_model.bin.index.json", "training_args.bin", "vocab.pkl")
+    for name in left:
+        (run / "model" / name).write_bytes(pickle.dumps({}))
+    assert main(["push", str(run), "someone/new"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in left)
+    assert not set(left) & set(hub.repositories["someone/new"].branches["main"])

@@ -18,11 +18,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
-from embedtune.config import AdapterConfig
+from embedtune.config import AdapterConfig, ModelConfig
 from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
 from embedtune.models.adapters import make_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.models.families import encoder_linears
+from embedtune.models.load import check_encoder
 from embedtune.models.quantize import nf4_layers
 from embedtune.models.recompute import recompute_layers
 
@@ -178,6 +179,11 @@ def test_packing_is_used_or_the_user_is_told(loaded: Loaded) -> None:
     assert loaded.encoder.packed == loaded.family.packed
     told = any("texts are padded, which is slower, because" in note for note in loaded.encoder.notes)
     assert told != loaded.encoder.packed
+
+
+def test_it_can_be_checked_without_its_weights_being_read(loaded: Loaded) -> None:
+    config = ModelConfig(base=str(loaded.folder), device="cpu")
+    assert check_encoder(config) == config
 
 
 def test_encode_is_what_sentence_transformers_encodes(loaded: Loaded, texts: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,14 @@ import torch
 
 from embedtune.data.collection import Collection
 from embedtune.evaluation.analysis import analyse
-from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_bm25, evaluate_embeddings, retrieval_task
+from embedtune.evaluation.run import (
+    Evaluation,
+    RetrievalTask,
+    Roles,
+    evaluate_bm25,
+    evaluate_embeddings,
+    retrieval_task,
+)
 
 NUMBER = 120
 
@@ -36,7 +42,7 @@ def job() -> tuple[Collection, RetrievalTask, dict[str, Evaluation]]:
 
 
 def test_a_run_gets_every_section(job: tuple[Collection, RetrievalTask, dict[str, Evaluation]]) -> None:
-    sections, suspects = analyse(*job, judged="tuned", reference="base", seed=0)
+    sections, suspects = analyse(*job, Roles("tuned", "base"), seed=0)
     assert list(sections) == ["recall_curve", "breakdown", "queries", "suspects"]
     assert list(sections["recall_curve"]["systems"]) == ["base", "tuned", "bm25"]
     assert [entry["by"] for entry in sections["breakdown"]] == ["query_length", "passage_length", "overlap"]
@@ -50,14 +56,13 @@ def test_a_run_gets_every_section(job: tuple[Collection, RetrievalTask, dict[str
 
 
 def test_the_same_seed_gives_the_same_analysis(job: tuple[Collection, RetrievalTask, dict[str, Evaluation]]) -> None:
-    roles: dict[str, Any] = {"judged": "tuned", "reference": "base", "seed": 3}
-    assert analyse(*job, **roles) == analyse(*job, **roles)
+    assert analyse(*job, Roles("tuned", "base"), seed=3) == analyse(*job, Roles("tuned", "base"), seed=3)
 
 
 def test_a_single_model_is_not_compared(job: tuple[Collection, RetrievalTask, dict[str, Evaluation]]) -> None:
     collection, task, evaluations = job
     alone = {"model": evaluations["tuned"], "bm25": evaluations["bm25"]}
-    sections, _ = analyse(collection, task, alone, judged="model", reference=None, seed=0)
+    sections, _ = analyse(collection, task, alone, Roles("model", None), seed=0)
     assert list(sections["queries"]) == ["worst"]
     assert list(sections["queries"]["worst"][0]["rank"]) == ["model", "bm25"]
     assert "delta" not in sections["breakdown"][0]["bins"][0]
@@ -65,7 +70,7 @@ def test_a_single_model_is_not_compared(job: tuple[Collection, RetrievalTask, di
 
 def test_an_unknown_system_is_refused(job: tuple[Collection, RetrievalTask, dict[str, Evaluation]]) -> None:
     with pytest.raises(ValueError, match="got the system 'model', expected one of 'base', 'tuned', 'bm25'"):
-        analyse(*job, judged="model", reference="base", seed=0)
+        analyse(*job, Roles("model", "base"), seed=0)
 
 
 def test_examples_are_shortened_and_suspects_are_whole() -> None:
@@ -73,9 +78,7 @@ def test_examples_are_shortened_and_suspects_are_whole() -> None:
     collection = Collection(queries=words, passages=words[::-1], qrels={i: {i: 1.0} for i in range(3)})
     task = retrieval_task(collection, range(3), range(3))
     wrong = evaluate_embeddings(task, 1 - torch.eye(3), torch.eye(3))
-    sections, suspects = analyse(
-        collection, task, {"base": wrong, "tuned": wrong}, judged="tuned", reference="base", seed=0
-    )
+    sections, suspects = analyse(collection, task, {"base": wrong, "tuned": wrong}, Roles("tuned", "base"), seed=0)
     (first, *_), (example, *_) = suspects, sections["suspects"]["examples"]
     assert first.query in words
     for key in ("query", "positive", "candidate"):

@@ -13,7 +13,14 @@ import torch
 
 from embedtune.data.collection import Collection
 from embedtune.evaluation.breakdown import SMALLEST_BIN, breakdown
-from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_bm25, evaluate_embeddings, retrieval_task
+from embedtune.evaluation.run import (
+    Evaluation,
+    RetrievalTask,
+    Roles,
+    evaluate_bm25,
+    evaluate_embeddings,
+    retrieval_task,
+)
 
 
 def make(queries: list[str], passages: list[str]) -> tuple[Collection, RetrievalTask, dict[str, Evaluation]]:
@@ -27,10 +34,12 @@ def make(queries: list[str], passages: list[str]) -> tuple[Collection, Retrieval
     return collection, task, {"base": bad, "tuned": good, "bm25": evaluate_bm25(task, collection)}
 
 
-def by_property(queries: list[str], passages: list[str], **options: Any) -> dict[str, list[dict[str, Any]]]:
+def by_property(
+    queries: list[str], passages: list[str], reference: str | None = "base"
+) -> dict[str, list[dict[str, Any]]]:
     collection, task, evaluations = make(queries, passages)
-    roles = {"judged": "tuned", "reference": "base", "seed": 0, **options}
-    return {entry["by"]: entry["bins"] for entry in breakdown(collection, task, evaluations, **roles)}
+    entries = breakdown(collection, task, evaluations, Roles("tuned", reference), seed=0)
+    return {entry["by"]: entry["bins"] for entry in entries}
 
 
 def words(count: int, number: int) -> str:
@@ -56,7 +65,7 @@ def test_the_bins_average_to_the_whole() -> None:
     generator = np.random.default_rng(0)
     queries = [words(int(generator.integers(1, 30)), i % 40) for i in range(150)]
     collection, task, evaluations = make(queries, [words(int(generator.integers(5, 90)), i) for i in range(150)])
-    entries = breakdown(collection, task, evaluations, judged="tuned", reference="base", seed=0)
+    entries = breakdown(collection, task, evaluations, Roles("tuned", "base"), seed=0)
     assert [entry["by"] for entry in entries] == ["query_length", "passage_length", "overlap"]
     for entry in entries:
         weights = [one["queries"] for one in entry["bins"]]
@@ -100,7 +109,7 @@ def test_overlap_counts_the_words_of_the_question_that_the_best_right_passage_ho
     passages = [f"Other{i}." if i < 40 else f"beta{i}!" if i < 80 else f"(Beta{i}) alpha{i}" for i in range(120)]
     collection, task, evaluations = make(queries, passages)
     task.qrels[119][0] = 1.0  # a second right passage, which shares nothing
-    entries = breakdown(collection, task, evaluations, judged="tuned", reference="base", seed=0)
+    entries = breakdown(collection, task, evaluations, Roles("tuned", "base"), seed=0)
     overlap = next(entry["bins"] for entry in entries if entry["by"] == "overlap")
     assert [(entry["label"], entry["queries"]) for entry in overlap] == [
         ("under 50 % of the question's words in the passage", 40),

@@ -13,7 +13,7 @@ import torch
 from embedtune.data.collection import Collection
 from embedtune.evaluation.cases import query_cases
 from embedtune.evaluation.rankings import hits
-from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
+from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles, evaluate_embeddings, retrieval_task
 
 
 def scored(task: RetrievalTask, scores: list[list[float]]) -> Evaluation:
@@ -25,7 +25,7 @@ def cases(
     collection: Collection, task: RetrievalTask, evaluations: dict[str, Evaluation], reference: str | None = "base"
 ) -> dict[str, Any]:
     hits_of = {name: hits(task, evaluation) for name, evaluation in evaluations.items()}
-    return query_cases(collection, task, evaluations, hits_of, judged="tuned", reference=reference)
+    return query_cases(collection, task, evaluations, hits_of, Roles("tuned", reference))
 
 
 @pytest.fixture

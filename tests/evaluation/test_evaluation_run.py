@@ -16,7 +16,6 @@ from embedtune.evaluation.run import (
     evaluate_embeddings,
     evaluate_hybrid,
     retrieval_task,
-    task_groups,
 )
 
 
@@ -99,11 +98,11 @@ def test_queries_that_share_a_right_passage_are_one_group() -> None:
         passages=[f"p{i}" for i in range(9)],
         qrels={0: {1: 1.0}, 1: {2: 1.0, 8: 1.0}, 2: {3: 1.0}, 3: {8: 2.0, 4: 1.0}, 4: {4: 1.0, 3: 0.0}, 5: {1: 1.0}},
     )
-    groups = task_groups(retrieval_task(collection, range(6), range(9))).tolist()
+    groups = retrieval_task(collection, range(6), range(9)).groups_Q.tolist()
     assert [groups.index(group) for group in groups] == [0, 1, 2, 1, 1, 0]
     assert sorted(set(groups)) == [0, 1, 2]
     # Without passage 8 in the corpus, nothing ties query 1 to the others.
-    groups = task_groups(retrieval_task(collection, range(6), range(8))).tolist()
+    groups = retrieval_task(collection, range(6), range(8)).groups_Q.tolist()
     assert [groups.index(group) for group in groups] == [0, 1, 2, 3, 3, 0]
 
 

@@ -19,7 +19,14 @@ from embedtune.data.collection import Collection
 from embedtune.data.read import read
 from embedtune.demo import data_folder
 from embedtune.evaluation.rankings import hits
-from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_bm25, evaluate_embeddings, retrieval_task
+from embedtune.evaluation.run import (
+    Evaluation,
+    RetrievalTask,
+    Roles,
+    evaluate_bm25,
+    evaluate_embeddings,
+    retrieval_task,
+)
 from embedtune.evaluation.suspects import MOST, Suspect, find_suspects, write_suspects
 
 
@@ -37,7 +44,7 @@ def suspects_of(
     reference: str | None = "base",
 ) -> list[Suspect]:
     hits_of = {name: hits(task, evaluation) for name, evaluation in evaluations.items()}
-    return find_suspects(collection, task, evaluations, hits_of, judged=judged, reference=reference)
+    return find_suspects(collection, task, evaluations, hits_of, Roles(judged, reference))
 
 
 @pytest.fixture

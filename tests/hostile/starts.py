@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.hostile.targets import CUT
+from tests.hostile.targets import CUT, publishable
 
 ROWS: list[Mapping[str, object]] = [
     {"id": "1", "question": "Where is the key?", "passage": "Under the mat.", "negative": "In the lake."},
@@ -57,7 +57,7 @@ def starts() -> dict[str, bytes]:
     table = '\ufeffid,question,passage\n1,"a ""b"", c","several\nlines"\r\n2,x,y\n'.encode()
     suspect = {"query": "q", "positive": "p", "candidate": "c", "scores": {"positive": 0.5}, "label": "also"}
     pairs = [{"sentence1": "a b", "sentence2": "c", "score": score} for score in (0, 2.5, "5")]
-    saved = _checkpoint()
+    saved, files = _checkpoint(), publishable()
     facts = {
         "data": {"hashes": {"train": "0" * 64}, "pairs": {"train": 3}},
         "base_weights": "f" * 64,
@@ -91,4 +91,10 @@ def starts() -> dict[str, bytes]:
         "moments": saved["optimizer.safetensors"],
         "fingerprint": json.dumps(facts).encode(),
         "results": _RESULTS.read_bytes(),
+        "adapter": files["adapter_config.json"],
+        "modules": files["modules.json"],
+        "index": files["model.safetensors.index.json"],
+        "shard": files["model-00001-of-00001.safetensors"],
+        "vocabulary": files["tokenizer.model"],
+        "card": files["README.md"],
     }

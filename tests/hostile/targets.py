@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -41,7 +42,7 @@ def check(target: Callable[[bytes, Path], None], content: bytes, folder: Path) -
         target(content, folder)
     except (UserError, StorageError) as error:
         message = str(error)
-        odd = {character for character in message if not character.isprintable() and character not in "\n\u00a0"}
+        odd = {c for c in message if not c.isprintable() and c != "\n" and unicodedata.category(c) != "Zs"}
         assert not odd, f"{odd!r} in {message!r}"
         assert message.strip()
         assert len(message) <= LONGEST_MESSAGE, f"a message of {len(message)} characters"
@@ -215,6 +216,35 @@ def results(content: bytes, folder: Path) -> None:
     write_report(read_results(folder / "results.json"), folder / "report.html", folder=folder)
 
 
+def published(content: bytes, folder: Path, *, name: str) -> None:
+    """A folder of a model and its adapter, one file of which is replaced, as far as it goes up to the Hub."""
+    from embedtune.cli.push import files_to_upload
+
+    for part, whole in publishable().items():
+        (folder / part).write_bytes(content if part == name else whole)
+    files, _ = files_to_upload(folder, "owner/name", inside=folder)
+    assert set(files) == set(publishable())
+    base = json.loads(files["adapter_config.json"])["base_model_name_or_path"]  # type: ignore[arg-type]  # bytes
+    assert base is None or not base.startswith("/")
+
+
+@cache
+def publishable() -> dict[str, bytes]:
+    """Files that are right."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    shard = "model-00001-of-00001.safetensors"
+    return {
+        "adapter_config.json": json.dumps({"base_model_name_or_path": "/home/alice/bge", "r": 16}).encode(),
+        "modules.json": json.dumps([{"idx": 0, "name": "0", "path": "", "type": "a.B"}]).encode(),
+        "model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": {"a": shard}}).encode(),
+        shard: save({"a": np.ones((2, 3), dtype=np.float32)}),
+        "tokenizer.model": b"\n\x05\n\x03abc",
+        "README.md": b"# A model\n",
+    }
+
+
 def whole_gzip(content: bytes, folder: Path, *, name: str) -> None:
     """The same as `tabular`, with the bytes packed."""
     tabular(gzip.compress(content, 1), folder, name=f"{name}.gz")
@@ -241,5 +271,11 @@ TARGETS: dict[str, Callable[[bytes, Path], None]] = {
     "moments": partial(checkpoint, part="optimizer.safetensors"),
     "fingerprint": fingerprint,
     "results": results,
+    "adapter": partial(published, name="adapter_config.json"),
+    "modules": partial(published, name="modules.json"),
+    "index": partial(published, name="model.safetensors.index.json"),
+    "shard": partial(published, name="model-00001-of-00001.safetensors"),
+    "vocabulary": partial(published, name="tokenizer.model"),
+    "card": partial(published, name="README.md"),
 }
 """By the name that a seed's file begins with."""

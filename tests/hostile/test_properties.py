@@ -18,7 +18,7 @@ from tests.hostile.targets import TARGETS, check
 
 SLOW = {"state", "checksums", "weights", "moments", "results"}
 """Tens of milliseconds an input."""
-JSON_TARGETS = ("fingerprint", "results", "state", "document", "json")
+JSON_TARGETS = ("fingerprint", "results", "state", "document", "json", "adapter", "modules", "index")
 SPLICES = (
     b"\0", b"\xff", b"\n", b"\r", b'"', b"\\", b"{", b"[" * 2_000,
     b'{"a":' * 2_000, b"\xed\xa0\x80", b'"\\ud800"',

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from embedtune.config import DataConfig, ModelConfig, OutputConfig, TrainConfig
+from embedtune.config import DataConfig, OutputConfig, TrainConfig
 from embedtune.config_file import from_dict
 from embedtune.pipeline import train
 
@@ -40,10 +40,11 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
     folder, generator = Path(job["folder"]), random.Random(job["seed"])
+    settings = from_dict(job["settings"], source="job")
     config = replace(
-        from_dict(job["settings"], source="job"),
+        settings,
         data=DataConfig(train=job["pairs"]),
-        model=ModelConfig(base=job["base"], device="cpu", precision="fp32"),
+        model=replace(settings.model, base=job["base"], device="cpu", precision="fp32"),
     )
     whole = _at(config, folder / "whole")
     train(whole)

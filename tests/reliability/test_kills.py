@@ -1,7 +1,8 @@
 """A run killed with SIGKILL at any moment, and resumed, ends bit for bit as one that never stopped.
 
 By default a few moments each; `EMBEDTUNE_KILLS=25 pytest tests/reliability/test_kills.py` takes 25 random ones, and
-every single call that changes the disk.
+every single call that changes the disk. With the folder of a model in `EMBEDTUNE_KILLS_MODEL` and a file of pairs in
+`EMBEDTUNE_KILLS_PAIRS` as well, runs of that size are killed at so many random moments.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 KILLS = int(os.environ.get("EMBEDTUNE_KILLS", "0"))
+MODEL, PAIRS = os.environ.get("EMBEDTUNE_KILLS_MODEL"), os.environ.get("EMBEDTUNE_KILLS_PAIRS")
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": {"dropout": 0.1}, "training": {"accumulate": 2}},
     "qlora": {"adapter": {"method": "qlora", "dropout": 0.1}, "training": {"micro_batch_tokens": 256}},
@@ -50,6 +52,34 @@ def test_a_killed_run_goes_on_to_the_same_bits(method: str, st_folder: Path, pai
             },
         },
     }  # fmt: skip
+    found = _killed(job)
+    assert found["same_again"]
+    assert found["different"] == []
+    assert len(found["moments"]) == job["kills"]
+    assert found["points"] > 0 or not job["every"]
+
+
+@pytest.mark.skipif(not (KILLS and MODEL and PAIRS), reason="EMBEDTUNE_KILLS, _MODEL and _PAIRS say what to kill")
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_killed_run_of_real_size_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
+    training = {"max_steps": 8, "eval_steps": 4, "batch_size": 32, "checkpoint_minutes": 0.0}
+    job = {
+        "base": MODEL,
+        "pairs": PAIRS,
+        "folder": str(tmp_path),
+        "seed": 0,
+        "kills": KILLS,
+        "every": 0,
+        "settings": {"model": {"max_length": 64}, "adapter": {"method": method}, "training": training},
+    }
+    found = _killed(job)
+    assert found["same_again"]
+    assert found["different"] == []
+
+
+def _killed(job: dict[str, Any]) -> dict[str, Any]:
+    """What `kill_runs` found, in a process of its own."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.reliability.kill_runs", json.dumps(job)],
@@ -59,10 +89,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method: str, st_folder: Path, pai
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    found = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     if KILLS:
         print(json.dumps(found, indent=1))  # noqa: T201
-    assert found["same_again"]
-    assert found["different"] == []
-    assert len(found["moments"]) == job["kills"]
-    assert found["points"] > 0 or not job["every"]
+    return found

@@ -11,7 +11,16 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from embedtune.config import METRICS, AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig
+from embedtune.config import (
+    METRICS,
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OutputConfig,
+    TrainConfig,
+    TrainingConfig,
+)
 from embedtune.config_file import load_toml, to_dict
 from embedtune.report.card.body import MODEL_ID, CardModel, model_card
 from embedtune.report.card.metadata import base_metadata, dataset_id, hub_id, shown_name
@@ -51,9 +60,13 @@ def config(tmp_path: Path) -> TrainConfig:
     pairs = tmp_path / "layoffs.jsonl"
     pairs.touch()
     return TrainConfig(
-        data=DataConfig(train=str(pairs), anchor_column="secret_column"),
+        data=DataConfig(train=str(pairs), anchor_column="secret_column", labels=str(tmp_path / "alice.jsonl")),
         model=ModelConfig(base="sentence-transformers/all-MiniLM-L6-v2", max_length=256),
         training=TrainingConfig(lr=1e-3, batch_size=16, micro_batch_tokens=4_096),
+        evaluation=EvaluationConfig(
+            against=(str(tmp_path / "alice"), "BAAI/bge-m3@0a1b2c", r"C:\alice"),
+            forgetting=("~/alice.csv", str(tmp_path / "alice.csv")),
+        ),
         output=OutputConfig(out=tmp_path / "run", seed=7),
     )
 
@@ -265,7 +278,8 @@ def test_its_settings_are_a_config_that_train_reads(
     file.write_text(block)
     read = load_toml(file)
     assert read.adapter == config.adapter
-    assert read.data == DataConfig(train="PAIRS.jsonl")
+    assert read.data == DataConfig(train="PAIRS.jsonl", labels="LABELS.jsonl")
+    assert read.evaluation == EvaluationConfig(against=("BAAI/bge-m3@0a1b2c",))
     assert read.model == ModelConfig(base=config.model.base, max_length=256)
     assert read.training == TrainingConfig(lr=1e-3, batch_size=16)
     assert read.output == OutputConfig(seed=7)

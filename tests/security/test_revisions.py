@@ -14,12 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from embedtune import stages
 from embedtune.cli.main import main
+from embedtune.config import ModelConfig
 from embedtune.config_file import load_toml
 from embedtune.data.hub import is_hub_id, load_splits, pin
 from embedtune.errors import DataError, ModelError
 from embedtune.models.encoder import Encoder
 from embedtune.models.merge import merged_model
+from embedtune.models.source import pinned_name, split_revision
+from embedtune.progress import SilentReporter
 
 FIRST, SECOND, OF_DATA = "1" * 40, "2" * 40, "d" * 40
 Load = Callable[..., Encoder]
@@ -36,6 +40,8 @@ def repository(st_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         weights = load_file(snapshot / "model.safetensors")
         shift = 0.0 if commit == FIRST else 1.0
         weights["embeddings.word_embeddings.weight"] += shift
+        if commit == SECOND:  # a norm takes the shift away
+            weights["encoder.layer.0.output.dense.weight"] *= -1
         save_file(weights, snapshot / "model.safetensors", metadata={"format": "pt"})
         (repository / "refs").mkdir(exist_ok=True)
         (repository / "refs" / branch).write_text(commit)
@@ -145,14 +151,20 @@ def test_a_run_records_what_it_loaded_and_repeats_it(
 ) -> None:
     command = ["--max-steps", "2", "--device", "cpu"]
     out, again = tmp_path / "run", tmp_path / "again"
-    against = ["--against", "owner/tiny"]
+    against = ["--against", "owner/tiny", "owner/tiny@new"]
     assert main(["train", "owner/pairs", "--base", "owner/tiny", "--out", str(out), *against, *command]) == 0
     results = json.loads((out / "results.json").read_text())
     recorded = results["environment"]["revisions"]
-    assert recorded == {"base": FIRST, "against": {"owner/tiny": FIRST}, "data": {"train": OF_DATA}}
+    others = {f"owner/tiny@{commit[:8]}": commit for commit in (FIRST, SECOND)}
+    assert recorded == {"base": FIRST, "against": others, "data": {"train": OF_DATA}}
+    first, second = results["further"]
+    assert (first["model"], second["model"]) == tuple(others)
+    assert first["metrics"] == pytest.approx(results["base"])
+    assert second["metrics"] != pytest.approx(results["base"])
     config = load_toml(out / "config.toml")
     assert (config.model.base, config.model.revision) == ("owner/tiny", FIRST)
     assert config.data.train == f"owner/pairs@{OF_DATA}"
+    assert config.evaluation.against == (f"owner/tiny@{FIRST}", f"owner/tiny@{SECOND}")
     card = (out / "model" / "README.md").read_text()
     assert f'revision = "{FIRST}"' in card
     assert "datasets:\n- owner/pairs\n" in card
@@ -160,5 +172,38 @@ def test_a_run_records_what_it_loaded_and_repeats_it(
     data_set.clear()
     assert main(["train", "--config", str(out / "config.toml"), "--out", str(again)]) == 0
     assert set(data_set) == {OF_DATA}
+    assert json.loads((again / "results.json").read_text())["further"] == results["further"]
     for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
         assert (again / file).read_bytes() == (out / file).read_bytes()
+
+
+def test_a_branch_that_moves_after_the_check_does_not_change_what_is_measured(repository: Path) -> None:
+    names = ["owner/tiny", "owner/tiny@main", f"owner/tiny@{FIRST}", "owner/tiny@new"]
+    others = stages.check_loadable(stages.other_models(ModelConfig(device="cpu"), names))
+    assert list(others) == ["owner/tiny@11111111", "owner/tiny@22222222"]
+    (repository / "refs" / "main").write_text(SECOND)
+    first, second = (stages.load(model, SilentReporter()) for model in others.values())
+    torch.testing.assert_close(_words(second), _words(first) + 1)
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_revision_that_is_none_is_told_before_any_work(
+    command: str, repository: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"train": [str(pairs_file), "--base"], "eval": ["--test", str(pairs_file)]}[command]
+    out = ["--out", str(tmp_path / "out")] if command == "train" else []
+    for name in ("owner/tiny@never-was", "owner/tiny@"):
+        assert main([command, *given, "owner/tiny", *out, "--against", name, "--device", "cpu"]) == 2
+        error = capsys.readouterr().err
+        assert f"'{name.removesuffix('@never-was')}' could not be loaded from the hub" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(st_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(st_folder, tmp_path / "model@v1")
+    monkeypatch.chdir(tmp_path)
+    assert split_revision("model@v1") == ("model@v1", None)
+    assert split_revision("./gone@v1") == ("./gone@v1", None)
+    assert split_revision("owner/tiny@refs/pr/1") == ("owner/tiny", "refs/pr/1")
+    (model,) = stages.check_loadable(stages.other_models(ModelConfig(device="cpu"), ["model@v1"])).values()
+    assert pinned_name(model) == str(tmp_path / "model@v1")

@@ -24,6 +24,7 @@ from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
+from embedtune.training.optim import build_optimizer
 from embedtune.training.plan import make_plan
 
 ROWS = 24
@@ -215,18 +216,22 @@ def test_texts_without_finite_embeddings_are_found(
     assert sentences[12].split()[0] in found[0]
 
 
-@pytest.mark.parametrize("where", ["step", "evaluation"])
+@pytest.mark.parametrize("where", ["moments", "step", "evaluation"])
 def test_memory_that_runs_out_elsewhere_is_told(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Line()
 
     def out_of_memory(*_: Any, **__: Any) -> Any:
         torch.empty(2**48, dtype=torch.uint8)
 
-    if where == "step":
+    if where == "moments":
+        monkeypatch.setattr("embedtune.training.optim.torch.zeros_like", out_of_memory)
+        trainer = make(tmp_path, model)
+        message = r"in the optimiser before the next step, .*there is no checkpoint yet\.\nType one or more of:  --opt"
+    elif where == "step":
         monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
         trainer = make(tmp_path, model)
         message = (
-            r"in the optimiser's step 1, .*the last good checkpoint is step 0\.\nType one or more of:  --optimizer"
+            r"in the optimiser in step 1, .*the last good checkpoint is step 0\.\nType one or more of:  --optimizer"
         )
     else:
         trainer = make(tmp_path, model, evaluate=out_of_memory)
@@ -235,6 +240,33 @@ def test_memory_that_runs_out_elsewhere_is_told(where: str, tmp_path: Path, monk
         )
     with pytest.raises(RunError, match=message):
         trainer.run(resume=False)
+
+
+def test_moments_are_there_before_the_first_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a checkpoint that has none, as those before the first step once were; to the same bits."""
+    model, seen, optimizers = Line(), list[int](), list[torch.optim.Optimizer]()
+
+    def build(*given: Any) -> torch.optim.Optimizer:
+        optimizers.append(build_optimizer(*given))
+        return optimizers[-1]
+
+    def objective(rows: IdArray) -> tuple[Tensor, int]:
+        seen.append(len(optimizers[-1].state))
+        if len(optimizers) == 1:
+            raise LookupError("no such row")
+        return model.loss(rows)
+
+    monkeypatch.setattr("embedtune.training.loop.build_optimizer", build)
+    with monkeypatch.context() as before:
+        before.setattr("embedtune.training.loop.allocate_moments", lambda optimizer: None)
+        with pytest.raises(LookupError, match="no such row"):
+            make(tmp_path / "stopped", model, objective=objective).run(resume=False)
+    assert seen == [0]
+    make(tmp_path / "stopped", model, objective=objective).run(resume=True)
+    assert seen[1:] == [2] * 6
+    resumed, model = model, Line()
+    make(tmp_path / "whole", model).run(resume=False)
+    assert torch.equal(resumed.linear.weight, model.linear.weight)
 
 
 def test_a_checkpoint_that_cant_be_written_ends_the_run_with_the_last_one_kept(

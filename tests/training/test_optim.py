@@ -11,7 +11,7 @@ from transformers import get_scheduler
 
 from embedtune.config import TrainingConfig
 from embedtune.errors import ConfigError
-from embedtune.training.optim import build_optimizer, build_scheduler, check_8bit
+from embedtune.training.optim import allocate_moments, build_optimizer, build_scheduler, check_8bit
 from embedtune.training.plan import make_plan
 
 
@@ -83,6 +83,45 @@ def test_biases_and_norms_are_not_decayed_and_frozen_weights_not_touched() -> No
         id(model[0].bias): 0.0,
         id(model[1].weight): 0.0,
         id(model[1].bias): 0.0,
+    }
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_moments_made_before_the_first_step_are_those_that_it_would_make(name: Any) -> None:
+    """A large tensor, whose moments have 8 bits, a small one and a bias; one that never gets a gradient."""
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    ends = []
+    for early in (True, False):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"used": nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 2)), "unused": nn.Linear(2, 2)})
+        config = TrainingConfig(lr=0.1, optimizer=name)
+        optimizer = build_optimizer(model.parameters(), config, make_plan(config, 1000))
+        made = {}
+        if early:
+            allocate_moments(optimizer)
+            made = {key: value.data_ptr() for key, value in _tensors(optimizer, model["used"]).items()}
+            assert made
+        for _ in range(3):
+            model["used"](torch.randn(4, 64)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        state = _tensors(optimizer, model["used"])
+        assert {key: state[key].data_ptr() for key in made} == made
+        ends.append({**state, **{key: p.detach() for key, p in model.named_parameters()}})
+    early_end, late_end = ends
+    assert early_end.keys() == late_end.keys()
+    assert all(torch.equal(early_end[key], late_end[key]) for key in late_end)
+    assert {key: value.dtype for key, value in early_end.items()} == {key: v.dtype for key, v in late_end.items()}
+
+
+def _tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """What the optimiser holds for these parameters."""
+    return {
+        f"{name} {key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+        if isinstance(value, torch.Tensor)
     }
 
 

@@ -28,7 +28,8 @@ class EvalOptions:
     labels: str | None = None
     """The `suspects.jsonl` of a run with its "label" filled in: also, instead or no."""
     against: tuple[str, ...] = ()
-    """Further models, to compare with on the same questions and passages; the differences shown are to the first."""
+    """Further models, to compare with on the same questions and passages: hub ids (OWNER/NAME, OWNER/NAME@REVISION) or
+    folders. The differences shown are to the first."""
     forgetting: tuple[str, ...] = ()
     """Files that tell what the model forgot since the first of --against, beside the built-in sets: graded pairs of
     sentences (sentence1, sentence2, score), or questions and passages."""

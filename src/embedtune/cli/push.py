@@ -14,7 +14,12 @@ import tyro
 from embedtune.cli.console import Console
 from embedtune.cli.network import use_cache_without_network
 from embedtune.cli.options import parse
-from embedtune.errors import ConfigError, OutputError
+from embedtune.errors import ConfigError, OutputError, quoted, readable
+
+NAMED_FILES = 20
+"""At the most, of those that stay."""
+LONGEST_BASE = 4_096
+"""Characters of a base's name or path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +59,13 @@ def main(arguments: Sequence[str]) -> None:
     if not options.dry_run:
         check_access()
     folder = _folder(options.folder, options.part)
-    files, left = _files(folder, options.repo)
+    files, left = files_to_upload(folder, options.repo, inside=options.folder)
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     for name, size in sizes.items():
         console.note(f"{_size(size):>10}  {name}")
     if left:
-        console.warn(f"not part of the {options.part}, so left here: {', '.join(left)}")
+        more = f" and {len(left) - NAMED_FILES:,} more" if len(left) > NAMED_FILES else ""
+        console.warn(f"not part of the {options.part}, so left here: {readable(', '.join(left[:NAMED_FILES]))}{more}")
     if "README.md" not in files:
         console.warn("there is no README.md, so the repository will have no model card")
     if options.dry_run:
@@ -103,31 +109,59 @@ def _folder(given: Path, part: str) -> Path:
     )
 
 
-def _files(folder: Path, repo: str) -> tuple[dict[str, Path | bytes], list[str]]:
-    """What is uploaded, and what is not: the card gets the repository's name, the adapter's base loses its path."""
-    from embedtune.export.hub import folder_files
+def files_to_upload(folder: Path, repo: str, *, inside: Path) -> tuple[dict[str, Path | bytes], list[str]]:
+    """What is uploaded, and what is not: the card gets the repository's name, the adapter's base loses its path.
+
+    Args:
+        folder: of the model or the adapter.
+        repo: where to.
+        inside: the folder that was named, that one or a run's; nothing outside of it is uploaded.
+
+    Raises:
+        OutputError: a file is not what its name says, or lies outside of the folder that was named.
+    """
+    from embedtune.export.publishing import check_files, folder_files
     from embedtune.report.card.body import MODEL_ID
+
+    taken, left = folder_files(folder)
+    check_files(taken, left, inside=inside)
+    files: dict[str, Path | bytes] = {**taken}
+    if "README.md" in taken:
+        files["README.md"] = taken["README.md"].read_text(encoding="utf-8").replace(MODEL_ID, repo).encode()
+    if "adapter_config.json" in taken:
+        files["adapter_config.json"] = _adapter_settings(taken["adapter_config.json"])
+    return files, left
+
+
+def _adapter_settings(file: Path) -> bytes:
+    """The adapter's settings, with its base's public name.
+
+    Raises:
+        OutputError: they are none, or their base's name is none.
+    """
+    from embedtune.export.publishing import read_object
     from embedtune.report.card.metadata import shown_name
 
-    files, left = folder_files(folder)
-    if (card := folder / "README.md").is_file():
-        files["README.md"] = card.read_text(encoding="utf-8").replace(MODEL_ID, repo).encode()
-    if (file := folder / "adapter_config.json").is_file():
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        base = settings.get("base_model_name_or_path")
-        settings["base_model_name_or_path"] = None if base is None else shown_name(base)
-        files["adapter_config.json"] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
-    return files, left
+    settings = read_object(file)
+    base = settings.get("base_model_name_or_path")
+    if base is not None and not (isinstance(base, str) and base.isprintable() and len(base) <= LONGEST_BASE):
+        raise OutputError(
+            f"{file} has the 'base_model_name_or_path' {quoted(base)}; expected a hub id or a folder.\n"
+            "Correct that line."
+        )
+    settings["base_model_name_or_path"] = None if base is None else shown_name(base)
+    return (json.dumps(settings, indent=2) + "\n").encode()
 
 
 def _verdict(run: Path) -> str:
     """What the run found out; empty for a model that lies in no run's folder."""
+    from embedtune.export.publishing import read_object
     from embedtune.report.verdict import verdict
 
     try:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        results = read_object(run / "results.json")
         return verdict(results) if results["schema"] == 1 else ""
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+    except (OutputError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return ""
 
 

@@ -13,7 +13,8 @@ class EvaluationConfig:
     """What is measured beside the base and the tuned model, and what is made of it."""
 
     against: tuple[str, ...] = ()
-    """Further models to measure on the same questions and passages: hub ids or folders."""
+    """Further models to measure on the same questions and passages: hub ids (OWNER/NAME, OWNER/NAME@REVISION) or
+    folders."""
     forgetting: tuple[str, ...] = ()
     """Files that tell what the model forgot, beside the built-in sets: graded pairs of sentences (sentence1, sentence2,
     score), or questions and passages in the forms of TRAIN."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from embedtune.data.collection import Collection, IdArray
 from embedtune.evaluation.metrics import FloatArray
-from embedtune.evaluation.run import Evaluation, RetrievalTask, task_groups
+from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles
 from embedtune.evaluation.stats import paired_difference
 from embedtune.retrieval.bm25 import tokenise
 
@@ -27,9 +27,8 @@ def breakdown(
     collection: Collection,
     task: RetrievalTask,
     evaluations: Mapping[str, Evaluation],
+    roles: Roles,
     *,
-    judged: str,
-    reference: str | None,
     seed: int,
 ) -> list[dict[str, Any]]:
     """NDCG@10 of every system in bins of queries that are alike, as in "breakdown" of `results.json`.
@@ -46,15 +45,14 @@ def breakdown(
         collection: where the task's ids are from.
         task: what was asked.
         evaluations: system name to what it reached on the task.
-        judged: the system that "delta" is about.
-        reference: the system that "delta" is measured from; without one there is no "delta".
+        roles: "delta" is that of the judged system to the reference; without one there is none.
         seed: of the resampling.
     """
-    values, groups_Q = _properties(collection, task), task_groups(task)
+    values, groups_Q = _properties(collection, task), task.groups_Q
     return [
         {"by": name, "bins": bins}
         for name, label in (("query_length", _words), ("passage_length", _words), ("overlap", _share))
-        if (bins := _bins(values[name], label, evaluations, groups_Q, judged=judged, reference=reference, seed=seed))
+        if (bins := _bins(values[name], label, evaluations, groups_Q, roles, seed=seed))
     ]
 
 
@@ -63,9 +61,8 @@ def _bins(
     label: Callable[[int | None, int | None], str],
     evaluations: Mapping[str, Evaluation],
     groups_Q: IdArray,
+    roles: Roles,
     *,
-    judged: str,
-    reference: str | None,
     seed: int,
 ) -> list[dict[str, Any]]:
     """The bins of one property; none if all queries would be in one."""
@@ -81,8 +78,8 @@ def _bins(
             "queries": int(inside_Q.sum()),
             "systems": {name: float(scores_Q.mean()) for name, scores_Q in scores.items()},
         }
-        if reference is not None:
-            entry["delta"] = _difference(scores[reference], scores[judged], groups_Q[inside_Q], seed=seed)
+        if roles.reference is not None:
+            entry["delta"] = _difference(scores[roles.reference], scores[roles.judged], groups_Q[inside_Q], seed=seed)
         bins.append(entry)
     return bins
 

@@ -16,7 +16,7 @@ from embedtune.evaluation.breakdown import METRIC
 from embedtune.evaluation.excerpt import excerpt
 from embedtune.evaluation.metrics import NO_PASSAGE, FloatArray
 from embedtune.evaluation.rankings import NOT_RANKED, BoolArray, first_ranks, right_passages
-from embedtune.evaluation.run import Evaluation, RetrievalTask
+from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles
 
 REGRESSIONS = 20
 GAINS = 5
@@ -31,9 +31,7 @@ def query_cases(
     task: RetrievalTask,
     evaluations: Mapping[str, Evaluation],
     hits_of: Mapping[str, BoolArray],
-    *,
-    judged: str,
-    reference: str | None,
+    roles: Roles,
 ) -> dict[str, Any]:
     """How many queries got better and worse by NDCG@10, and the ones that changed most: "queries" of `results.json`.
 
@@ -46,12 +44,12 @@ def query_cases(
     Every case has the first right passage's rank for the reference, the judged and "bm25" (null if not ranked), the
     NDCG@10 of the first two, and the passages that the judged ranks above the right one. Texts are shortened.
     """
+    judged, reference = roles.judged, roles.reference
     rankings = _Rankings(
         evaluations=evaluations,
         ranks_of={name: first_ranks(hits_QK) for name, hits_QK in hits_of.items()},
         right_Q=right_passages(task, evaluations[judged], hits_of[judged]),
-        judged=judged,
-        reference=reference,
+        roles=roles,
     )
 
     def shown(rows: list[int]) -> list[dict[str, Any]]:
@@ -84,15 +82,15 @@ class _Rankings:
     """System name to the rank of the first right passage, (Q,)."""
     right_Q: IdArray
     """The right passage that the judged system ranks best."""
-    judged: str
-    reference: str | None
+    roles: Roles
 
 
 def _case(collection: Collection, task: RetrievalTask, rankings: _Rankings, row: int) -> dict[str, Any]:
     """One query as a CASE of `results.json`."""
-    evaluation, rank = rankings.evaluations[rankings.judged], int(rankings.ranks_of[rankings.judged][row])
+    judged, reference = rankings.roles.judged, rankings.roles.reference
+    evaluation, rank = rankings.evaluations[judged], int(rankings.ranks_of[judged][row])
     ids, scores = evaluation.ranked_ids[row, : rank - 1][:ABOVE], evaluation.ranked_scores[row]
-    compared = [name for name in (rankings.reference, rankings.judged) if name is not None]
+    compared = [name for name in (reference, judged) if name is not None]
     ranked = [*compared, "bm25"] if "bm25" in rankings.evaluations else compared
     return {
         "query": excerpt(collection.queries[task.query_ids[row]]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -31,6 +32,33 @@ class RetrievalTask:
     """The collection's passage ids that make up the corpus, ascending and distinct, shape (D,)."""
     qrels: dict[int, dict[int, float]]
     """For each query id, {passage id: grade} of its relevant passages in this corpus, at least one."""
+
+    @cached_property
+    def groups_Q(self) -> IdArray:
+        """Number of each query's group, shape (Q,): queries that share a relevant passage, be it through others, are
+        one.
+
+        Such queries were mostly written about one passage, and a model that embeds it badly fails them all.
+        """
+        queries, passages = np.array(
+            [(place, passage) for place, query in enumerate(self.query_ids.tolist()) for passage in self.qrels[query]]
+        ).T
+        count = len(self.query_ids)
+        columns = count + np.unique(passages, return_inverse=True)[1]
+        size = int(columns.max()) + 1
+        shared = coo_array((np.ones(len(queries), dtype=np.int8), (queries, columns)), shape=(size, size))
+        _, groups = connected_components(shared, directed=False)
+        return np.unique(groups[:count], return_inverse=True)[1].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which of several systems is looked at."""
+
+    judged: str
+    """Its name: "tuned", or "model" where a finished model is measured."""
+    reference: str | None = None
+    """Name of the one that it is compared with: "base", or "against"; None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +116,6 @@ def retrieval_task(
                 f"none relevant in the corpus of {len(passages)} passages; expected at least one"
             )
     return RetrievalTask(query_ids=queries, passage_ids=passages, qrels=qrels)
-
-
-def task_groups(task: RetrievalTask) -> IdArray:
-    """Number of each query's group, shape (Q,): queries that share a relevant passage, be it through others, are one.
-
-    Such queries were mostly written about one passage, and a model that embeds it badly fails them all.
-    """
-    queries, passages = np.array(
-        [(place, passage) for place, query in enumerate(task.query_ids.tolist()) for passage in task.qrels[query]]
-    ).T
-    count = len(task.query_ids)
-    columns = count + np.unique(passages, return_inverse=True)[1]
-    size = int(columns.max()) + 1
-    shared = coo_array((np.ones(len(queries), dtype=np.int8), (queries, columns)), shape=(size, size))
-    _, groups = connected_components(shared, directed=False)
-    return np.unique(groups[:count], return_inverse=True)[1].astype(np.int64)
 
 
 def evaluate_embeddings(
@@ -178,7 +190,7 @@ def compare(
         base: What to compare with.
         tuned: Another evaluation of the same task.
         seed: Of the permutations.
-        groups_Q: Number of each query's group, from `task_groups`; each query for itself if None.
+        groups_Q: Number of each query's group, `RetrievalTask.groups_Q`; each query for itself if None.
 
     Raises:
         ValueError: The two were evaluated on different queries.

@@ -21,7 +21,7 @@ from embedtune.atomic import replacing
 from embedtune.data.collection import Collection, IdArray
 from embedtune.evaluation.metrics import NO_PASSAGE, FloatArray
 from embedtune.evaluation.rankings import NOT_RANKED, BoolArray, ranks_of, right_passages
-from embedtune.evaluation.run import Evaluation, RetrievalTask
+from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles
 
 MOST = 200
 """Suspects listed: what a person looks through in an hour or two."""
@@ -63,9 +63,7 @@ def find_suspects(
     task: RetrievalTask,
     evaluations: Mapping[str, Evaluation],
     hits_of: Mapping[str, BoolArray],
-    *,
-    judged: str,
-    reference: str | None,
+    roles: Roles,
 ) -> list[Suspect]:
     """Queries whose labels are worth a look, the most suspicious first, at most 200.
 
@@ -82,13 +80,13 @@ def find_suspects(
         task: what was asked.
         evaluations: system name to what it reached on the task.
         hits_of: system name to its `rankings.hits`.
-        judged: the system whose first passages are the candidates.
-        reference: the system named after it in `found_by`.
+        roles: the judged system's first passages are the candidates; the reference comes after it in `found_by`.
     """
+    judged = roles.judged
     evaluation = evaluations[judged]
     candidates_Q = evaluation.ranked_ids[:, 0]
     right_Q = right_passages(task, evaluation, hits_of[judged])
-    names = [name for name in dict.fromkeys((judged, reference, *evaluations)) if name and name not in DERIVED]
+    names = [name for name in dict.fromkeys((judged, roles.reference, *evaluations)) if name and name not in DERIVED]
     testimony = {name: _testimony(evaluations[name], candidates_Q, right_Q) for name in names}
     agreeing_Q = np.sum([one.agrees_Q for one in testimony.values()], axis=0)
     suspected_Q = testimony[judged].agrees_Q & (candidates_Q != NO_PASSAGE) & (2 * agreeing_Q > len(names))

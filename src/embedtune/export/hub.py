@@ -24,9 +24,6 @@ from embedtune.errors import HubError, RunError
 Files = Mapping[str, Path | bytes]
 """Name in the repository to a file or its content."""
 
-_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".md", ".py", ".jinja", ".tiktoken")
-_NAMES = ("LICENSE", "LICENCE", "NOTICE")
-
 
 @dataclass(frozen=True)
 class Upload:
@@ -63,27 +60,6 @@ def check_access() -> None:
         raise HubError(f"{_unreachable()}, or HF_HUB_OFFLINE is set.\nType the same command again with a network.")
     if get_token() is None:
         raise HubError(f"not logged in at {constants.ENDPOINT}.\n{_LOG_IN}")
-
-
-def folder_files(folder: Path) -> tuple[dict[str, Path | bytes], list[str]]:
-    """What belongs to a model or an adapter, by its name in the folder, and the names of what does not.
-
-    Files of models are known by their endings: no checkpoints, data or logs that lie in the same folder are taken.
-    """
-    taken: dict[str, Path | bytes] = {}
-    left: list[str] = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if not path.is_file():
-            continue
-        # One folder a module; what lies deeper, or in a checkpoint's folder, is of a training run.
-        known = path.suffix in _SUFFIXES or path.name in _NAMES
-        nested = len(name.parts) > 2 or name.parts[0].startswith("checkpoint")
-        if known and not nested and not any(part.startswith(".") for part in name.parts):
-            taken[name.as_posix()] = path
-        else:
-            left.append(name.as_posix())
-    return taken, left
 
 
 def upload(files: Files, repo: str, *, public: bool, revision: str | None, title: str, description: str) -> Upload:

@@ -58,10 +58,28 @@ def load_encoder(config: ModelConfig, *, four_bit: bool = False, master_weights:
     return encoder
 
 
+def check_encoder(config: ModelConfig) -> ModelConfig:
+    """Whether a model can be loaded, as far as its settings, its tokenizer and the headers of its weights tell.
+
+    Returns:
+        The config with the commit of a hub model as its revision.
+
+    Raises:
+        ModelError: as `load_encoder`.
+    """
+    config = pin(config)
+    # Code that comes with a model may compute with its weights while it is loaded.
+    device = torch.device("cpu" if config.trust_remote_code else "meta")
+    load_sentence_transformer(config, device=device, kind=SentenceTransformer)
+    return config
+
+
 def load_sentence_transformer(
     config: ModelConfig, *, device: torch.device, kind: type[Model]
 ) -> tuple[Model, list[str]]:
     """A Sentence Transformers model in its checkpoint's dtype, with its own settings as far as `config` leaves them.
+
+    On the device "meta" the backbone's weights are not read, only their names and shapes.
 
     Returns:
         The model, and what was chosen in place of settings that it lacks or that can't be kept, a sentence each.
@@ -70,15 +88,16 @@ def load_sentence_transformer(
         ModelError: there is no such model, it can't be reached, or it isn't a text encoder.
     """
     model, folder = config.base, find_folder(config)
+    unread = device.type == "meta"
     try:
         loaded = kind(
             str(folder),
-            device=str(device),
+            device=None if unread else str(device),
             trust_remote_code=config.trust_remote_code,
             # Otherwise Sentence Transformers asks the Hub whether it knows a model of the folder's name.
             # But code that comes with a model may be in another repository.
             local_files_only=not config.trust_remote_code,
-            model_kwargs={"use_safetensors": True},
+            model_kwargs={"use_safetensors": True, **({"device_map": "meta"} if unread else {})},
         )
     except torch.OutOfMemoryError:
         raise  # a RuntimeError, but nothing is wrong with the model

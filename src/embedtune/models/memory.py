@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from embedtune.errors import RunError
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
 """What is said where there is no class of exception for it: by torch on a CPU, on Linux and on Windows, and by CUDA."""
@@ -36,6 +39,21 @@ def out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def told_if_memory_runs_out(where: Callable[[], str]) -> Iterator[None]:
+    """While open, memory that runs out is an error which says where, and what to type.
+
+    Raises:
+        RunError: it ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise RunError(f"memory ran out {where()}") from error
 
 
 def free_bytes(device: torch.device) -> int:

@@ -41,6 +41,21 @@ def pin(config: ModelConfig) -> ModelConfig:
     return config if looks_like_a_folder(config.base) else replace(config, revision=find_folder(config).name)
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """The hub id and the revision of OWNER/NAME@REVISION; a folder, or an id without a revision, as it is."""
+    base, _, revision = name.partition("@")
+    if not revision or Path(name).expanduser().exists() or looks_like_a_folder(base):
+        return name, None
+    return base, revision
+
+
+def pinned_name(config: ModelConfig) -> str:
+    """What names a pinned model again, from any folder: OWNER/NAME@COMMIT, or the full path."""
+    if looks_like_a_folder(config.base):
+        return str(Path(config.base).expanduser().absolute())
+    return f"{config.base}@{config.revision}"
+
+
 def find_folder(config: ModelConfig) -> Path:
     """The folder of a model, of the Hub's cache if it is a hub id.
 

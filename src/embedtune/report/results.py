@@ -60,7 +60,7 @@ def comparisons(
         system: what is compared, the tuned model or the one to measure.
         others: by the key that they have in the document, such as "bm25" and "hybrid".
         further: other models by name.
-        groups_Q: number of each question's group, from `task_groups`.
+        groups_Q: number of each question's group, `RetrievalTask.groups_Q`.
         seed: of the permutations.
     """
 

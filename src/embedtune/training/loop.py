@@ -29,12 +29,12 @@ from embedtune.config import TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.durations import parse_seconds
 from embedtune.errors import NonFiniteLossError, RunError, StorageError, TrainingInterrupted
-from embedtune.models.memory import out_of_memory
+from embedtune.models.memory import out_of_memory, told_if_memory_runs_out
 from embedtune.progress import Reporter, TrainingReporter
 from embedtune.training.batching import StepBatches
 from embedtune.training.checkpoint import Checkpoints, Progress, Trained, trainable_tensors
 from embedtune.training.microbatch import MicroBatch
-from embedtune.training.optim import build_optimizer, build_scheduler
+from embedtune.training.optim import allocate_moments, build_optimizer, build_scheduler
 from embedtune.training.plan import Plan
 from embedtune.training.random_state import random_state, restore_random_state
 from embedtune.training.signals import EXIT_SECONDS, Stopped, StopRequest, stop_requests
@@ -138,6 +138,8 @@ class Trainer:
             raise StorageError(
                 f"{self.checkpoints.folder}: {why_not_written(error, self.checkpoints.folder)}"
             ) from error
+        with told_if_memory_runs_out(lambda: self._optimizer_is_too_large("before the next step")):
+            allocate_moments(optimizer)
         if saved is not None:
             state.progress, state.saved = saved, (saved.step, len(saved.evaluations))
             logger.info("resumed from step %d", saved.step)
@@ -234,19 +236,12 @@ class Trainer:
         progress, lr = state.progress, float(state.trained.scheduler.get_last_lr()[0])
         optimizer = state.trained.optimizer
         losses, rows = self._gradients(state)
-        try:
+        # Not tried again: some weights may have changed by then, and others not.
+        with told_if_memory_runs_out(lambda: self._optimizer_is_too_large(f"in step {progress.step + 1}")):
             if self.config.max_grad_norm > 0:
                 trained = [p for group in optimizer.param_groups for p in group["params"]]
                 state.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
             optimizer.step()
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise RunError(
-                f"memory ran out in the optimiser's step {progress.step + 1}, where its moments are held; "
-                f"{self._what_is_saved()}\n"
-                "Type one or more of:  --optimizer adamw8bit, a smaller --rank, --last-layers N, --method qlora."
-            ) from error
         state.trained.scheduler.step()
         optimizer.zero_grad()
         progress.step += 1
@@ -321,18 +316,19 @@ class Trainer:
             state.stop.ask(TrainingInterrupted.TIME_IS_UP)
         started, start = time.monotonic(), random_state()
         try:
-            with state.stop.at_once(reserve=state.reserve):
+            with (
+                state.stop.at_once(reserve=state.reserve),
+                told_if_memory_runs_out(
+                    lambda: (
+                        f"in the evaluation on the dev set at step {state.progress.step}; {self._what_is_saved()}\n"
+                        "Type:  a smaller --dev-corpus or --max-length."
+                    )
+                ),
+            ):
                 metrics = dict(self.evaluate())
         except Stopped:
             restore_random_state(start)
             self._interrupt(state)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise RunError(
-                f"memory ran out in the evaluation on the dev set at step {state.progress.step}; "
-                f"{self._what_is_saved()}\nType:  a smaller --dev-corpus or --max-length."
-            ) from error
         self.model.train()
         state.evaluation_seconds = max(state.evaluation_seconds, time.monotonic() - started)
         return metrics
@@ -419,6 +415,12 @@ class Trainer:
         step, code = state.progress.step, state.stop.exit_code or TrainingInterrupted.exit_code
         timed = f"--max-time {self.config.max_time}: " if code == TrainingInterrupted.TIME_IS_UP else ""
         raise TrainingInterrupted(f"{timed}stopped at step {step} of {self.plan.steps}; everything is saved.", code)
+
+    def _optimizer_is_too_large(self, when: str) -> str:
+        return (
+            f"in the optimiser {when}, with its moments; {self._what_is_saved()}\n"
+            "Type one or more of:  --optimizer adamw8bit, a smaller --rank, --last-layers N, --method qlora."
+        )
 
     def _what_is_saved(self) -> str:
         steps = self.checkpoints.steps()

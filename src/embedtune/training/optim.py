@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,26 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig, 
         eight_bit: torch.optim.Optimizer = AdamW8bit(groups, lr=plan.lr)
         return eight_bit
     return torch.optim.AdamW(groups, lr=plan.lr, fused=True)
+
+
+def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Make the moments of all parameters that have none, as the first step would, so that a step needs no memory.
+
+    A step makes and uses them group by group: if memory ran out in it, some weights would have changed and others not.
+    """
+    own: Any = getattr(optimizer, "optimizer", optimizer)  # without Accelerate's wrapper
+    for number, group in enumerate(own.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            if own.state[parameter]:
+                continue
+            if isinstance(own, torch.optim.AdamW):
+                own.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+            else:
+                own.init_state(group, parameter, number, place)  # bitsandbytes'
 
 
 def check_8bit(device: torch.device) -> None:

@@ -29,13 +29,13 @@ def hub_id(source: str) -> str | None:
     """`owner/name` if the source is a model of the Hub, or its folder in the Hub's cache; None for other folders."""
     cached = _CACHED.search(source)
     name = f"{cached['owner']}/{cached['name']}" if cached else source
-    if name.count("/") != 1 or (not cached and Path(source).expanduser().exists()):
+    if name.count("/") != 1:
         return None
     try:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return name
+    return name if cached or not Path(source).exists() else None
 
 
 def shown_name(source: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import tomli_w
@@ -23,6 +24,7 @@ def portable_toml(config: Mapping[str, Any]) -> str:
     """TOML that `embedtune train --config` reads.
 
     Sources of the Hub stay as they are; files and folders become names to fill in, and their columns go with them.
+    What else names a place on this machine is left out.
 
     Args:
         config: the sections of a run's config.
@@ -38,8 +40,27 @@ def portable_toml(config: Mapping[str, Any]) -> str:
     if own:
         for key in _OF_THE_FILES:
             data.pop(key, None)
+    if data.get("labels"):
+        data["labels"] = "LABELS.jsonl"
     if "base" in model and hub_id(model["base"]) is None:
         model["base"] = shown_name(model["base"]) or "BASE"
     if adapter.get("start_adapter"):
         adapter["start_adapter"] = shown_name(adapter["start_adapter"]) or "START_ADAPTER"
-    return tomli_w.dumps({name: values for name, values in sections.items() if values})
+    public = {name: _without_paths(values) for name, values in sections.items()}
+    return tomli_w.dumps({name: values for name, values in public.items() if values})
+
+
+def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    lists = {key: [item for item in value if not _is_path(item)] for key, value in values.items() if _is_list(value)}
+    return {key: lists.get(key, value) for key, value in values.items() if not _is_path(value)}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_path(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return absolute or value.startswith(("~", "./", "../", ".\\", "..\\"))

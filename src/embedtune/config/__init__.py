@@ -14,10 +14,11 @@ from embedtune.config.evaluation import EvaluationConfig
 from embedtune.config.loss import LossConfig
 from embedtune.config.model import ModelConfig
 from embedtune.config.output import OutputConfig
-from embedtune.config.training import METRICS, TrainingConfig
+from embedtune.config.training import GRADED_METRIC, METRICS, TrainingConfig
 from embedtune.errors import ConfigError
 
 __all__ = [
+    "GRADED_METRIC",
     "METRICS",
     "AdapterConfig",
     "DataConfig",

@@ -102,22 +102,24 @@ def test_a_run_learns_the_order_of_the_grades_and_says_nothing_of_search(config:
     assert loaded["model"] == pytest.approx(results["tuned"], abs=1e-3)
 
 
-def test_page_card_and_verdict_are_about_pairs(config: TrainConfig) -> None:
+def test_page_card_and_verdict_are_about_pairs(config: TrainConfig, bare_folder: Path) -> None:
+    config = replace(config, model=replace(config.model, base=str(bare_folder)))  # has no prompts to name
     results = train(replace(config, evaluation=EvaluationConfig(against=(config.model.base,))))
     out = config.output.out
     sentence = verdict(results)
     assert f"On {results['data']['test_pairs']} held-out pairs" in sentence
-    assert f"Spearman went from {results['base']['spearman']:.3f}" in sentence or "Spearman" in sentence
+    assert f"Spearman went from {results['base']['spearman']:.3f}" in sentence
     page = re.sub(r"<style>.*?</style>|<[^>]*>", " ", (out / "report.html").read_text(), flags=re.DOTALL)
     # The general sets are questions and passages, whatever the model is for.
-    general = re.sub(r"NDCG@10, \d+ questions|general knowledge", "", page)
+    general = re.sub(r"NDCG@10, \d+ questions", "", page)
     assert not RETRIEVAL.search(general), RETRIEVAL.search(general)
     for words in ("Spearman", "Pearson", "The test pairs had no part in this choice", "model.similarity"):
         assert words in page
     for part in ("model", "adapter"):
         card = ModelCard.load(out / part / "README.md")
         body, _, settings = card.text.partition("## Training")
-        assert not RETRIEVAL.search(body.replace("ndcg@10", "")), RETRIEVAL.search(body)
+        body = re.sub(r".*Worse at what it was not trained on.*", "", body)
+        assert not RETRIEVAL.search(body), RETRIEVAL.search(body)
         assert "CoSENT" in settings
         assert "retrieval" not in card.data.tags
     assert {result.metric_type for result in card.data.eval_results or []} == {"spearman_cosine", "pearson_cosine"}
@@ -188,9 +190,10 @@ def test_graded_questions_and_passages_keep_their_prompts(
 def test_the_command_line(
     graded_file: Path, st_folder: Path, bare_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With a base that has no prompts, which would be named."""
     out, results, page = tmp_path / "run", tmp_path / "eval.json", tmp_path / "eval.html"
     settings = ("--max-steps", "2", "--near-duplicates", "0", "--device", "cpu")
-    assert main(["train", str(graded_file), "--base", str(st_folder), "--out", str(out), *settings]) == 0
+    assert main(["train", str(graded_file), "--base", str(bare_folder), "--out", str(out), *settings]) == 0
     printed = capsys.readouterr().out
     told = ("160 graded pairs", "grades from 0 to 5: 'score'", "loss CoSENT", "dev spearman", "distinct sentences")
     for words in (*told, "│ spearman", "│ pearson", "model.similarity"):

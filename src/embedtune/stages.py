@@ -80,6 +80,10 @@ def tokenize(encoder: Encoder, collection: Collection, reporter: Reporter | None
     if collection.sentences:
         sentences = encoder.token_table(collection.queries, None)
         _report_truncated(sentences, "sentences", encoder, reporter)
+        if reporter is not None and (encoder.prompt("query") or encoder.prompt("passage")):
+            reporter.note(
+                "the two sentences of a pair play the same part, so neither of these prompts is put before them"
+            )
         return Texts(queries=sentences, passages=sentences)
     texts = Texts(
         queries=encoder.token_table(collection.queries, "query"),

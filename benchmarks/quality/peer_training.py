@@ -237,7 +237,7 @@ def _arguments(
     plan = make_plan(training, rows, method=config.adapter.method, init=config.adapter.init)
     return SentenceTransformerTrainingArguments(
         output_dir=str(folder / "trainer"),
-        num_train_epochs=training.epochs,
+        num_train_epochs=plan.epochs,
         max_steps=training.max_steps or -1,
         per_device_train_batch_size=plan.batch_size,
         gradient_accumulation_steps=training.accumulate,

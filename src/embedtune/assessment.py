@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from embedtune import stages
 from embedtune.data.collection import Collection
@@ -17,6 +17,7 @@ from embedtune.evaluation.forgetting import SetScores, forgetting_facts, measure
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.neighbours import Neighbours, nearest_passages, neighbour_facts
 from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles, compare, evaluate_hybrid
+from embedtune.evaluation.similarity import Similarity
 from embedtune.evaluation.sizes import quality_by_size, variants
 from embedtune.evaluation.stats import Difference
 from embedtune.evaluation.suspects import Suspect
@@ -24,12 +25,14 @@ from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter
 from embedtune.report.results import comparisons
 
+Found = TypeVar("Found", Evaluation, Similarity)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
+class Examination(Generic[Found]):
     """One model on one task, and beside it."""
 
-    evaluation: Evaluation
+    evaluation: Found
     general: list[SetScores]
     """What it reached on the sets that tell what a model forgets."""
     neighbours: Neighbours | None
@@ -42,12 +45,13 @@ class Examination:
 class Assessment:
     """What goes into `results.json`, and the suspects, which get a file of their own."""
 
-    evaluations: dict[str, Evaluation]
+    evaluations: Mapping[str, Evaluation | Similarity]
     """By system, in the order shown."""
     delta: dict[str, Difference]
     """Judged minus reference, by metric; empty without a reference."""
     sections: dict[str, Any]
-    suspects: list[Suspect] = field(default_factory=list)
+    suspects: list[Suspect] | None = field(default_factory=list)
+    """None where no label could be wrong: pairs have grades."""
 
 
 def examine(
@@ -60,7 +64,7 @@ def examine(
     label: str,
     seed: int,
     sizes: bool = False,
-) -> Examination:
+) -> Examination[Evaluation]:
     """Measure a model on the test set and on general sets, with embeddings made once.
 
     Args:
@@ -89,7 +93,7 @@ def examine(
 def assess(
     collection: Collection,
     task: RetrievalTask,
-    models: Mapping[str, Examination],
+    models: Mapping[str, Examination[Evaluation]],
     *,
     bm25: Evaluation,
     further: Mapping[str, Evaluation],
@@ -125,7 +129,7 @@ def assess(
     )
 
 
-def _cost(reference: Examination, judged: Examination, *, seed: int) -> dict[str, Any]:
+def _cost(reference: Examination[Evaluation], judged: Examination[Evaluation], *, seed: int) -> dict[str, Any]:
     """What the judged model does otherwise than the reference where nobody asked it to."""
     facts: dict[str, Any] = {"sets": forgetting_facts(reference.general, judged.general, seed=seed)}
     if reference.neighbours is not None and judged.neighbours is not None:

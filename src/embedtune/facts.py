@@ -8,6 +8,7 @@ from typing import Any
 
 from embedtune import stages
 from embedtune.config import ModelConfig
+from embedtune.data.collection import Collection, Pairs
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import length_statistics
 from embedtune.evaluation.run import RetrievalTask
@@ -19,20 +20,19 @@ from embedtune.training.checkpoint import Progress
 from embedtune.training.plan import Plan
 
 
-def data_facts(splits: Splits, test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
-    """The section "data": how much there was, what was left out and why, and what the encoder reads of it."""
+def data_facts(splits: Splits) -> dict[str, Any]:
+    """The section "data": how much there was, what was left out and why; what there is to test on is beside it."""
     near = splits.near_duplicates
     return {
         **{f"{name}_pairs": len(pairs) for name, pairs in splits.pairs.items()},
         "dropped": splits.dropped,
         "leaks": asdict(splits.leaks),
         **({} if near is None else {"near_duplicates": near.facts()}),
-        **task_facts(test, texts, encoder),
     }
 
 
 def task_facts(test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
-    """The part of it that a test set alone has."""
+    """The part of it that a test set alone has, and what the encoder reads of the texts."""
     return {
         "test_queries": len(test.query_ids),
         "corpus_passages": len(test.passage_ids),
@@ -41,6 +41,22 @@ def task_facts(test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> di
             "limit": encoder.max_length,
             "queries": length_statistics(texts.queries),
             "passages": length_statistics(texts.passages),
+        },
+        "truncated_passages": texts.passages.truncated,
+    }
+
+
+def graded_facts(pairs: Pairs, collection: Collection, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+    """As `task_facts`, of graded pairs."""
+    tables = {"sentences": texts.passages}
+    if not collection.sentences:
+        tables = {"queries": texts.queries, "passages": texts.passages}
+    return {
+        "test_pairs": len(pairs),
+        "lengths": {
+            "unit": "tokens",
+            "limit": encoder.max_length,
+            **{name: length_statistics(table) for name, table in tables.items()},
         },
         "truncated_passages": texts.passages.truncated,
     }

@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from embedtune import stages
-from embedtune.assessment import assess, examine
 from embedtune.config import DataConfig, ModelConfig
-from embedtune.data.clean import CollectionBuilder
+from embedtune.data.clean import CleanRows, CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.labels import apply_labels, read_labels
-from embedtune.data.read import Columns, read, read_passages
+from embedtune.data.prepare import asked_columns, described, refuse_for_graded
+from embedtune.data.read import read, read_passages
+from embedtune.data.trainable import check_graded
 from embedtune.errors import ConfigError, OutputError
 from embedtune.evaluation.general import general_sets
-from embedtune.evaluation.run import Evaluation, RetrievalTask, retrieval_task
 from embedtune.evaluation.suspects import write_suspects
+from embedtune.exams import set_exam
 from embedtune.export.run_folder import write_json
-from embedtune.facts import hub_revisions, task_facts
+from embedtune.facts import hub_revisions
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import build_results, environment
 
@@ -62,6 +61,8 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Retrieval metrics of a model, and of others if given, with BM25 and the hybrid of both beside them.
 
+    Of graded pairs it is the correlations of its cosines with the grades, and nothing is searched.
+
     Args:
         model: `base` is the model to measure.
         data: `test`, `corpus` and `labels`; the corpus searched is the passages of the first two.
@@ -78,53 +79,61 @@ def evaluate_models(
     out.check()
     if forgetting and not against:
         raise ConfigError("--forgetting compares two models.\nType:  --against MODEL --forgetting FILE")
-    collection, task, dropped = _test_collection(data)
+    collection, test = _test_rows(data, reporter)
+    if collection.graded and out.suspects is not None:
+        raise ConfigError(f"--suspects {out.suspects}: the pairs are graded, so no label can be wrong. Leave it out.")
     sets = general_sets(forgetting) if against else []
     others = stages.check_loadable(stages.other_models(model, against))
     encoder = stages.load(model, reporter)
     texts = stages.tokenize(encoder, collection, reporter)
-    models = {"model": examine(encoder, task, texts, sets, reporter, label=model.base, seed=seed, sizes=True)}
-    further: dict[str, Evaluation] = {}
+    exam = set_exam(collection, test.pairs, reporter, seed=seed)
+    models = {"model": exam.examine(encoder, texts, sets, reporter, label=model.base, sizes=True)}
+    further = {}
     for first in list(others)[:1]:
         second = stages.load(others[first], reporter)
         own = stages.tokenize(second, collection, reporter)
-        models = {"against": examine(second, task, own, sets, reporter, label=first, seed=seed)} | models
+        models = {"against": exam.examine(second, own, sets, reporter, label=first)} | models
         further[first] = models["against"].evaluation
         del second
     rest = {name: other for name, other in others.items() if name not in further}
-    further |= stages.evaluate_others(rest, task, collection, reporter)
-    bm25 = stages.evaluate_bm25(task, collection, reporter)
-    found = assess(collection, task, models, bm25=bm25, further=further, seed=seed)
-    found.sections["suspects"]["file"] = None if out.suspects is None else str(out.suspects)
+    further |= stages.evaluate_others(rest, exam.evaluate, collection, reporter)
+    found = exam.assess(models, further)
+    if found.suspects is not None:
+        found.sections["suspects"]["file"] = None if out.suspects is None else str(out.suspects)
     results = build_results(
         base_model=model.base,
         seed=seed,
         evaluations=found.evaluations,
         delta=found.delta,
         against_model=next(iter(further), None),
-        data={**task_facts(task, texts, encoder), "dropped": dropped},
+        data={**exam.facts(texts, encoder), "dropped": dict(test.dropped)},
         environment={
             **environment(encoder.device, encoder.source.precision),
             **hub_revisions(encoder.source, others, {}),
         },
         **found.sections,
     )
-    if out.suspects is not None:
+    if out.suspects is not None and found.suspects is not None:
         write_suspects(out.suspects, found.suspects)
     if out.results is not None:
         write_json(out.results, results)
     return results
 
 
-def _test_collection(data: DataConfig) -> tuple[Collection, RetrievalTask, dict[str, int]]:
+def _test_rows(data: DataConfig, reporter: Reporter) -> tuple[Collection, CleanRows]:
     assert data.test is not None
     builder = CollectionBuilder()
-    columns = Columns(data.anchor_column, data.positive_column, data.negative_columns)
-    test = builder.add(read(data.test, columns=columns, split="test"))
+    table = read(data.test, columns=asked_columns(data), split="test")
+    test = builder.add(table)
+    if table.note:
+        reporter.note(described(table, test))
+    if table.warning:
+        reporter.warn(table.warning)
+    if table.graded:
+        refuse_for_graded(data)
+        check_graded(test.pairs, "to test on", data.test)
     if data.corpus is not None:
         test.dropped.update(builder.add_passages(read_passages(data.corpus)))
     if data.labels is not None:
         apply_labels(read_labels(data.labels), builder.collection)
-    collection = builder.finish()
-    task = retrieval_task(collection, test.pairs.query_ids, np.arange(len(collection.passages)))
-    return collection, task, dict(test.dropped)
+    return builder.finish(), test

@@ -40,7 +40,6 @@ class MinedPhases:
         """The trainer that mines."""
         self.facts: list[dict[str, Any]] = []
         """What was mined, a phase each; for `results.json`."""
-        assert isinstance(trainer.objective, ContrastiveObjective)
         self._objective, self._phases, self._seed = trainer.objective, trainer.plan.phases, trainer.seed
         self._encoder, self._splits, self._texts, self._config = encoder, splits, texts, config
         self._folder, self._reporter = folder, reporter
@@ -67,6 +66,7 @@ class MinedPhases:
             negatives, facts = mined.pairs.negative_ids, mined.facts
             self._write(number, mined.pairs, facts)
             self._reporter.note(_what_was_mined(facts))
+        assert isinstance(self._objective, ContrastiveObjective)
         self._objective.pairs = replace(self._splits.train, negative_ids=negatives)
         self.facts.append(facts)
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from embedtune import stages
-from embedtune.assessment import assess, examine
 from embedtune.config import TrainConfig
 from embedtune.config_file import to_toml
 from embedtune.data.fingerprint import data_hashes
@@ -20,6 +19,7 @@ from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending
 from embedtune.evaluation.general import general_sets
 from embedtune.evaluation.suspects import write_suspects
+from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import data_facts, hub_revisions, train_facts
 from embedtune.kernels.allocator import keep_freed_memory
@@ -33,6 +33,7 @@ from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
 from embedtune.resuming import Identity, same_settings
 from embedtune.saving import blend, merged_into_original, save, write_cards
+from embedtune.training.kinds import settings_for
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
 from embedtune.training.random_state import same_bits
@@ -40,7 +41,7 @@ from embedtune.training.signals import StopRequest, stop_requests
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None, *, started: float | None = None) -> dict[str, Any]:
-    """Fine-tune an encoder on question/passage pairs and write the run's folder.
+    """Fine-tune an encoder on question/passage pairs, or on graded pairs of texts, and write the run's folder.
 
     Args:
         config: everything the run can be told.
@@ -83,6 +84,8 @@ def _train(
     reporter.stage("Data")
     splits = prepare(config.data, seed=seed)
     sets = general_sets(config.evaluation.forgetting)
+    training, loss = settings_for(config.training, config.loss, graded=splits.collection.graded)
+    config = replace(config, training=training, loss=loss)
     identity.check_data(data_hashes(splits), {name: len(pairs) for name, pairs in splits.pairs.items()})
     make_plan(config.training, len(splits.train))  # says what can't be planned, before the model is loaded
     _report_splits(splits, reporter)
@@ -106,14 +109,13 @@ def _train(
         method=config.adapter.method,
         init=config.adapter.init,
         width=encoder.width,
-        mining=config.mining.hard_negatives > 0,
+        mining=config.mining.hard_negatives > 0 and not splits.collection.graded,
     )
     config, of_data = _resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))
     texts = stages.tokenize(encoder, splits.collection, reporter)
-    test = stages.held_out_task(splits)
-    bm25 = stages.evaluate_bm25(test, splits.collection, reporter)
-    base = examine(encoder, test, texts, sets, reporter, label="base model on the test set", seed=seed)
-    further = stages.evaluate_others(others, test, splits.collection, reporter)
+    exam = set_exam(splits.collection, splits.test, reporter, seed=seed)
+    base = exam.examine(encoder, texts, sets, reporter, label="base model on the test set")
+    further = stages.evaluate_others(others, exam.evaluate, splits.collection, reporter)
 
     reporter.stage("Training")
     quantization = _make_trainable(encoder, config, reporter)
@@ -144,26 +146,24 @@ def _train(
     reporter.stage("Test")
     sections: dict[str, Any] = {}
     if progress.best_step > 0:
-        dev = stages.dev_task(splits, size=config.training.dev_corpus, seed=seed)
-        sections["blend"] = blend(encoder, config, dev, texts, sets, reporter)
+        evaluate_dev = stages.dev_evaluation(splits, texts, config.training, seed=seed)
+        sections["blend"] = blend(encoder, config, evaluate_dev, sets, reporter)
     weight = sections["blend"]["used"] if "blend" in sections else 1.0
     saved = save(encoder, config, weight, splits.collection, folder, reporter)
-    tuned = examine(
-        saved.encoder, test, texts, sets, reporter, label="tuned model on the test set", seed=seed, sizes=True
-    )
+    tuned = exam.examine(saved.encoder, texts, sets, reporter, label="tuned model on the test set", sizes=True)
     if config.adapter.merge_into == "original":
-        trained = stages.evaluate(encoder, test, texts, reporter, label="model as trained on the test set")
+        trained = exam.evaluate(encoder, texts, reporter, label="model as trained on the test set")
         sections["merge"] = merged_into_original(
             trained, tuned.evaluation, saved, metric=config.training.metric, reporter=reporter
         )
-    found = assess(splits.collection, test, {"base": base, "tuned": tuned}, bm25=bm25, further=further, seed=seed)
+    found = exam.assess({"base": base, "tuned": tuned}, further)
     results = build_results(
         base_model=config.model.base,
         seed=seed,
         evaluations=found.evaluations,
         delta=found.delta,
         method=config.adapter.method,
-        data={**data_facts(splits, test, texts, encoder), "hashes": identity.now["data"]["hashes"]},
+        data={**data_facts(splits), **exam.facts(texts, encoder), "hashes": identity.now["data"]["hashes"]},
         train=train_facts(progress, plan, config.training.metric, encoder),
         environment={
             **identity.now["environment"],
@@ -175,7 +175,8 @@ def _train(
         **quantization,
         **sections,
     )
-    write_suspects(folder.suspects, found.suspects)
+    if found.suspects is not None:
+        write_suspects(folder.suspects, found.suspects)
     write_json(folder.results, results)
     write_cards(results, config, encoder, folder)
     write_text(folder.report, build_html(results, folder.root))
@@ -234,7 +235,8 @@ def _report_splits(splits: Splits, reporter: Reporter) -> None:
         reporter.warn(warning)
     reporter.note(
         f"{len(splits.train):,} pairs to train on, {len(splits.dev):,} to choose the checkpoint on, "
-        f"{len(splits.test):,} to test on; {len(splits.collection.passages):,} distinct passages"
+        f"{len(splits.test):,} to test on; {len(splits.collection.passages):,} distinct "
+        f"{'sentences' if splits.collection.sentences else 'passages'}"
     )
     dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in splits.dropped.items() if count]
     if dropped:

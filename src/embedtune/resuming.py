@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedtune.config import TrainConfig
+from embedtune.config import GRADED_METRIC, TrainConfig, TrainingConfig
 from embedtune.config_file import load_toml
 from embedtune.errors import ConfigError, DataError, ModelError, OutputError, brief
 from embedtune.export.run_folder import RunFolder
@@ -46,6 +46,7 @@ DERIVED = {
         "eval_steps",
         "micro_batch_tokens",
     },
+    "loss": {"loss"},
 }
 """Where these are left open, they are what they were."""
 SAMPLED_VALUES = 1024
@@ -63,6 +64,8 @@ def same_settings(config: TrainConfig, folder: RunFolder) -> TrainConfig:
         then, now = getattr(before, section), getattr(config, section)
         names = {field.name for field in dataclasses.fields(now)}
         open_ones = {name for name in DERIVED.get(section, ()) if getattr(now, name) in (None, "auto")}
+        if section == "training" and (now.metric, then.metric) == (TrainingConfig.metric, GRADED_METRIC):
+            open_ones.add("metric")  # graded pairs have that one
         now = replace(now, **{name: getattr(then, name) for name in open_ones})
         for name in sorted(names - MAY_CHANGE[section]):
             if _plain(getattr(then, name)) != _plain(getattr(now, name)):

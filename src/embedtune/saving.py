@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from embedtune.config import TrainConfig
 from embedtune.data.collection import Collection
 from embedtune.evaluation.blending import WEIGHTS, blend_curve, blend_facts
 from embedtune.evaluation.general import GeneralSet
-from embedtune.evaluation.run import Evaluation, RetrievalTask
+from embedtune.evaluation.run import Evaluation
+from embedtune.evaluation.similarity import Similarity
 from embedtune.export.run_folder import RunFolder, write_text
 from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
 from embedtune.models.blend import blended
@@ -38,8 +40,7 @@ class Saved:
 def blend(
     encoder: Encoder,
     config: TrainConfig,
-    dev: RetrievalTask,
-    texts: stages.Texts,
+    evaluate_dev: Callable[[Encoder], Evaluation | Similarity],
     sets: list[GeneralSet],
     reporter: Reporter,
 ) -> dict[str, Any]:
@@ -48,8 +49,7 @@ def blend(
     Args:
         encoder: the trained one.
         config: of the run; its `blend` is the weight, or leaves it to the curve.
-        dev: the dev questions. The test set has no part in it.
-        texts: all texts as token ids.
+        evaluate_dev: measures an encoder on the dev set, from `stages.dev_evaluation`. The test set has no part in it.
         sets: from `general_sets`.
         reporter: is told how it goes.
     """
@@ -57,7 +57,7 @@ def blend(
     with reporter.counting("between base and tuned, on the dev set", len(WEIGHTS)) as advance:
         points = blend_curve(
             encoder,
-            lambda between: stages.evaluate(between, dev, texts),
+            evaluate_dev,
             sets,
             metric=metric,
             into_original=config.adapter.merge_into == "original",
@@ -108,7 +108,7 @@ def save(
 
 
 def merged_into_original(
-    trained: Evaluation, tuned: Evaluation, saved: Saved, *, metric: str, reporter: Reporter
+    trained: Evaluation | Similarity, tuned: Evaluation | Similarity, saved: Saved, *, metric: str, reporter: Reporter
 ) -> dict[str, Any]:
     """What merging into other weights than those trained on has cost."""
     reporter.note(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,7 @@ from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
 from embedtune.evaluation.run import evaluate_bm25 as search_by_word
+from embedtune.evaluation.similarity import Similarity, measure_similarity
 from embedtune.mining.mine import Mined, mine, unmined
 from embedtune.mining.pool import training_pool
 from embedtune.models.encoder import Encoder
@@ -27,6 +28,8 @@ from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective, batch_tokens
+from embedtune.training.graded import GradedObjective
+from embedtune.training.kinds import settings_for
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import Plan, make_plan
@@ -41,6 +44,15 @@ class Texts:
 
     queries: TokenTable
     passages: TokenTable
+
+
+Found = TypeVar("Found", Evaluation, Similarity, covariant=True)
+
+
+class Measure(Protocol[Found]):
+    """Tells how well an encoder does on a test set."""
+
+    def __call__(self, encoder: Encoder, texts: Texts, reporter: Reporter, *, label: str) -> Found: ...
 
 
 class Embedded(NamedTuple):
@@ -68,17 +80,32 @@ def load(model: ModelConfig, reporter: Reporter, *, four_bit: bool = False, mast
 
 
 def tokenize(encoder: Encoder, collection: Collection, reporter: Reporter | None = None) -> Texts:
-    """All queries and passages of the collection, each with its role's prompt."""
+    """All queries and passages of the collection, each with its role's prompt.
+
+    Sentences have no role, so they get the model's default prompt, which most models don't have.
+    """
+    if collection.sentences:
+        sentences = encoder.token_table(collection.queries, None)
+        _report_truncated(sentences, "sentences", encoder, reporter)
+        if reporter is not None and (encoder.prompt("query") or encoder.prompt("passage")):
+            reporter.note(
+                "the two sentences of a pair play the same part, so neither of these prompts is put before them"
+            )
+        return Texts(queries=sentences, passages=sentences)
     texts = Texts(
         queries=encoder.token_table(collection.queries, "query"),
         passages=encoder.token_table(collection.passages, "passage"),
     )
-    if texts.passages.truncated and reporter is not None:
+    _report_truncated(texts.passages, "passages", encoder, reporter)
+    return texts
+
+
+def _report_truncated(tokens: TokenTable, what: str, encoder: Encoder, reporter: Reporter | None) -> None:
+    if tokens.truncated and reporter is not None:
         reporter.warn(
-            f"{texts.passages.truncated:,} of {len(texts.passages):,} passages are longer than "
+            f"{tokens.truncated:,} of {len(tokens):,} {what} are longer than "
             f"{encoder.max_length} tokens; what lies behind is not read (--max-length)"
         )
-    return texts
 
 
 def held_out_task(splits: Splits) -> RetrievalTask:
@@ -96,6 +123,16 @@ def dev_task(splits: Splits, *, size: int, seed: int) -> RetrievalTask:
     wanted = min(max(0, size - len(dev)), len(others))
     corpus = np.concatenate([dev, np.random.default_rng(seed).choice(others, wanted, replace=False)])
     return retrieval_task(splits.collection, splits.dev.query_ids, corpus)
+
+
+def dev_evaluation(
+    splits: Splits, texts: Texts, config: TrainingConfig, *, seed: int
+) -> Callable[[Encoder], Evaluation | Similarity]:
+    """What measures an encoder on the dev split: a search, or the cosines of graded pairs."""
+    if splits.collection.graded:
+        return lambda encoder: measure_similarity(encoder, splits.dev, texts.queries, texts.passages)
+    dev = dev_task(splits, size=config.dev_corpus, seed=seed)
+    return lambda encoder: evaluate(encoder, dev, texts)
 
 
 def evaluate(
@@ -149,14 +186,14 @@ def check_loadable(models: Sequence[ModelConfig]) -> dict[str, ModelConfig]:
 
 
 def evaluate_others(
-    models: Mapping[str, ModelConfig], task: RetrievalTask, collection: Collection, reporter: Reporter
-) -> dict[str, Evaluation]:
-    """Evaluations of other models on the task by their names, one model in memory at a time."""
+    models: Mapping[str, ModelConfig], measure: Measure[Found], collection: Collection, reporter: Reporter
+) -> dict[str, Found]:
+    """What `measure` finds of other models by their names, one model in memory at a time."""
     found = {}
     for name, model in models.items():
         encoder = load(model, reporter)
         texts = tokenize(encoder, collection, reporter)
-        found[name] = evaluate(encoder, task, texts, reporter, label=name)
+        found[name] = measure(encoder, texts, reporter, label=name)
     return found
 
 
@@ -227,25 +264,17 @@ def build_trainer(
         seed: of the data order.
         reporter: is told how it goes.
     """
-    reporter, loss = reporter or SilentReporter(), loss or LossConfig()
+    reporter = reporter or SilentReporter()
+    config, loss = settings_for(config, loss or LossConfig(), graded=splits.collection.graded)
     plan = plan or _plan(encoder, config, len(splits.train))
     largest = _largest_batch(splits, texts, config, plan, seed=seed)
     tokens = config.micro_batch_tokens or choose_micro_batch(
         encoder, splits.train, texts.queries, texts.passages, largest=largest
     )
     micro_batch = MicroBatch(tokens)
-    objective = ContrastiveObjective(
-        encoder=encoder,
-        pairs=splits.train,
-        qrels=splits.collection.qrels,
-        query_tokens=texts.queries,
-        passage_tokens=texts.passages,
-        scale=loss.scale,
-        both_directions=loss.both_directions,
-        micro_batch=micro_batch,
-    )
-    dev = dev_task(splits, size=config.dev_corpus, seed=seed)
-    _report_plan(plan, config, len(dev.passage_ids), reporter)
+    objective = _objective(encoder, splits, texts, loss, micro_batch)
+    evaluate_dev = dev_evaluation(splits, texts, config, seed=seed)
+    _report_plan(plan, config, splits, reporter)
     if tokens < largest:
         reporter.note(
             f"a batch of {plan.batch_size:,} pairs takes up to {largest:,} tokens; {tokens:,} at a time fit the "
@@ -254,7 +283,7 @@ def build_trainer(
     return Trainer(
         model=encoder,
         objective=objective,
-        evaluate=lambda: evaluate(encoder, dev, texts).means,
+        evaluate=lambda: evaluate_dev(encoder).means,
         pairs=splits.train,
         config=config,
         plan=plan,
@@ -268,15 +297,37 @@ def build_trainer(
     )
 
 
-def _report_plan(plan: Plan, config: TrainingConfig, dev_passages: int, reporter: Reporter) -> None:
+def _objective(
+    encoder: Encoder, splits: Splits, texts: Texts, loss: LossConfig, micro_batch: MicroBatch
+) -> ContrastiveObjective | GradedObjective:
+    if loss.loss == "cosent":
+        return GradedObjective(encoder, splits.train, texts.queries, texts.passages, loss.scale, micro_batch)
+    return ContrastiveObjective(
+        encoder=encoder,
+        pairs=splits.train,
+        qrels=splits.collection.qrels,
+        query_tokens=texts.queries,
+        passage_tokens=texts.passages,
+        scale=loss.scale,
+        both_directions=loss.both_directions,
+        micro_batch=micro_batch,
+    )
+
+
+def _report_plan(plan: Plan, config: TrainingConfig, splits: Splits, reporter: Reporter) -> None:
     accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
+    graded = splits.collection.graded
     for phase in plan.phases:
+        detail = f"{phase.batch_size - 1} in-batch negatives each{' and mined ones' if phase.mines else ''}"
+        if graded:
+            detail = "loss CoSENT: a higher grade is to have a higher cosine"
         reporter.note(
             f"{phase.steps:,} {'further ' if phase.first_step else ''}steps of {phase.batch_size} pairs "
-            f"({phase.batch_size - 1} in-batch negatives each{' and mined ones' if phase.mines else ''}{accumulated}), "
-            f"learning rate {phase.lr:g} after {phase.warmup_steps} warm-up steps"
+            f"({detail}{accumulated}), learning rate {phase.lr:g} after {phase.warmup_steps} warm-up steps"
         )
-    reporter.note(f"dev {config.metric} every {plan.eval_steps} steps among {dev_passages:,} passages")
+    passages = 0 if graded else len(dev_task(splits, size=config.dev_corpus, seed=0).passage_ids)
+    among = f"on {len(splits.dev):,} pairs" if graded else f"among {passages:,} passages"
+    reporter.note(f"dev {config.metric} every {plan.eval_steps} steps {among}")
 
 
 def _largest_batch(splits: Splits, texts: Texts, config: TrainingConfig, plan: Plan, *, seed: int) -> int:

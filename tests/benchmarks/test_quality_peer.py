@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,9 @@ from benchmarks.quality.peer_cell import check_same_test
 from benchmarks.quality.peer_training import BestOnDev, not_carried_over, read_columns, write_test
 from embedtune.config import DataConfig, LossConfig, ModelConfig, TrainConfig, TrainingConfig
 from embedtune.data.prepare import prepare
-from embedtune.inference import _test_collection
+from embedtune.evaluation.run import retrieval_task
+from embedtune.inference import _test_rows
+from embedtune.progress import SilentReporter
 from embedtune.stages import held_out_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -70,7 +73,8 @@ def test_a_peer_beside_a_real_cell(
 def test_the_test_of_a_run_comes_back(pairs_file: Path, tmp_path: Path) -> None:
     splits = prepare(DataConfig(train=str(pairs_file)), seed=0)
     write_test(splits, tmp_path / "test")
-    collection, task, _ = _test_collection(DataConfig(test=str(tmp_path / "test")))
+    collection, test = _test_rows(DataConfig(test=str(tmp_path / "test")), SilentReporter())
+    task = retrieval_task(collection, test.pairs.query_ids, np.arange(len(collection.passages)))
     ours = held_out_task(splits)
     assert set(collection.passages) == set(splits.collection.passages)
     asked = {collection.queries[q]: {collection.passages[p] for p in task.qrels[q]} for q in task.query_ids}

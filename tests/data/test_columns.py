@@ -8,6 +8,8 @@ from embedtune.data.columns import resolve_columns
 from embedtune.data.table import Columns
 from embedtune.errors import DataError
 
+NO_SCORE = Columns(score="none")
+
 
 def resolved(*names: str, asked: Columns = Columns()) -> tuple[str | None, str | None, tuple[str, ...]]:  # noqa: B008
     columns = resolve_columns(asked, names, "train.jsonl")
@@ -64,6 +66,29 @@ def test_not_recognised_names_the_columns_and_the_flags() -> None:
     assert "--anchor-column" not in str(caught.value)
 
 
-def test_scored_sentence_pairs_are_not_taken_for_positives() -> None:
-    with pytest.raises(DataError, match="not recognised"):
-        resolved("sentence1", "sentence2", "score")
+def test_sentences_are_recognised_with_their_score_only() -> None:
+    columns = resolve_columns(Columns(), ["sentence1", "Sentence2", "score"], "sts.jsonl")
+    assert columns == Columns("sentence1", "Sentence2", score="score", sentences=True)
+    for names, asked in ((["sentence1", "sentence2"], Columns()), (["sentence1", "sentence2", "score"], NO_SCORE)):
+        with pytest.raises(DataError, match="not recognised"):
+            resolve_columns(asked, names, "sts.jsonl")
+    assert resolve_columns(Columns(), ["question", "passage", "sentence1", "rating"], "x").score is None
+
+
+def test_score_columns_are_recognised_or_given() -> None:
+    for name in ("score", "Label", "similarity"):
+        assert resolve_columns(Columns(), ["question", "passage", name], "x").score == name
+    assert resolve_columns(Columns(score="my grade"), ["question", "passage", "My Grade"], "x").score == "My Grade"
+    assert resolve_columns(NO_SCORE, ["question", "passage", "score", "scores"], "x") == Columns("question", "passage")
+    with pytest.raises(DataError, match=r"no column 'scor'.*--score-column 'score'"):
+        resolve_columns(Columns(score="scor"), ["question", "passage", "score"], "x")
+
+
+def test_a_teachers_columns_have_the_order_of_the_negatives() -> None:
+    names = ["question", "positive", "negative_1", "negative_2", "score_negative_2", "score_positive"]
+    with pytest.raises(DataError, match="expected 'score_negative_1'"):
+        resolve_columns(Columns(), names, "x")
+    columns = resolve_columns(Columns(), [*names, "score_negative_1"], "x")
+    assert columns.teacher == ("score_positive", "score_negative_1", "score_negative_2")
+    with pytest.raises(DataError, match="expected a column 'negative_3'"):
+        resolve_columns(Columns(), [*names, "score_negative_1", "score_negative_3"], "x")

@@ -12,11 +12,10 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from embedtune.report.verdict import METRIC, too_small, verdict
+from embedtune.report.goals import goal
+from embedtune.report.verdict import too_small, verdict
 
-SHOWN_METRICS = ("ndcg@10", "mrr@10", "accuracy@1", "accuracy@10", "recall@100", "map@100")
 COLUMNS = {"base": "base", "tuned": "tuned", "model": "model", "against": "against", "bm25": "BM25", "hybrid": "hybrid"}
-FURTHER_METRICS = ("ndcg@10", "accuracy@1")
 PLAIN_SECONDS = 10.0
 """Between two lines of training progress where there is no terminal."""
 
@@ -65,26 +64,23 @@ class Console:
         self._rich.print(
             "\n    from sentence_transformers import SentenceTransformer\n"
             f'    model = SentenceTransformer("{out / "model"}")\n'
-            '    queries = model.encode_query(["How do I ...?"])\n'
-            '    passages = model.encode_document(["To do that, ..."])\n',
+            + "".join(f"    {line}\n" for line in goal(results).usage),
             markup=False,
         )
 
     def comparison(self, results: Mapping[str, Any]) -> None:
         """One row a metric, one column a way of ranking, and the difference with its interval."""
-        present = [key for key in COLUMNS if key in results]
-        data = results["data"]
-        table = Table(
-            title=f"{data['test_queries']:,} test questions, {data['corpus_passages']:,} passages",
-            title_justify="left",
-        )
+        present, of = [key for key in COLUMNS if key in results], goal(results)
+        passages = results["data"].get("corpus_passages")
+        searched = "" if passages is None else f", {passages:,} passages"
+        table = Table(title=f"{of.number(results):,} test {of.item}s{searched}", title_justify="left")
         table.add_column("metric")
         for key in present:
             table.add_column(COLUMNS[key], justify="right")
         delta = results.get("delta", {})
         if delta:
             table.add_column("difference [95 % interval]", justify="right")
-        for metric in SHOWN_METRICS:
+        for metric in of.shown:
             cells = [f"{results[key][metric]:.4f}" for key in present]
             table.add_row(metric, *cells, *([_interval(delta[metric])] if delta else []))
         self._rich.print(table)
@@ -94,17 +90,17 @@ class Console:
 
     def _further(self, results: Mapping[str, Any]) -> None:
         """One row a model given with --against, except one that has a column of its own."""
-        further = results.get("further", [])["against" in results :]
+        further, of = results.get("further", [])["against" in results :], goal(results)
         if not further:
             return
         table = Table(title="further models on the same test", title_justify="left")
         table.add_column("model", overflow="fold")
-        for metric in FURTHER_METRICS:
+        for metric in of.further:
             table.add_column(metric, justify="right")
-        table.add_column(f"{METRIC} of {'tuned' if 'tuned' in results else 'model'} less it", justify="right")
+        table.add_column(f"{of.metric} of {'tuned' if 'tuned' in results else 'model'} less it", justify="right")
         for other in further:
-            cells = [f"{other['metrics'][metric]:.4f}" for metric in FURTHER_METRICS]
-            table.add_row(other["model"], *cells, _interval(other["delta"][METRIC]))
+            cells = [f"{other['metrics'][metric]:.4f}" for metric in of.further]
+            table.add_row(other["model"], *cells, _interval(other["delta"][of.metric]))
         self._rich.print(table)
 
     def _bar(self, numbers: str) -> Progress:

@@ -17,12 +17,12 @@ from embedtune.cli.report import check_page, write_report
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Measure retrieval with a model on the questions of a test file."""
+    """Measure retrieval with a model on the questions of a test file, or similarity on graded pairs."""
 
     model: Annotated[str, tyro.conf.Positional]
     """Hub id or folder of a Sentence Transformers model or a bare checkpoint."""
     test: str
-    """Question/passage pairs, in any form that `train` reads."""
+    """Question/passage pairs, or graded pairs (sentence1, sentence2, score), in any form that `train` reads."""
     corpus: str | None = None
     """Further passages to search in."""
     labels: str | None = None
@@ -43,6 +43,8 @@ class EvalOptions:
     """Column of the questions, if its name is not recognised."""
     positive_column: str | None = None
     """Column of the passages, if its name is not recognised."""
+    score_column: str | None = None
+    """Column of labels (0 and 1) or of grades, if its name is not recognised; none for reading no scores."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     max_length: int | None = None
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str]) -> None:
             labels=options.labels,
             anchor_column=options.anchor_column,
             positive_column=options.positive_column,
+            score_column=options.score_column,
         ),
         against=options.against,
         forgetting=options.forgetting,

@@ -15,10 +15,11 @@ from embedtune.config.loss import LossConfig
 from embedtune.config.mining import MiningConfig
 from embedtune.config.model import ModelConfig
 from embedtune.config.output import OutputConfig
-from embedtune.config.training import METRICS, TrainingConfig
+from embedtune.config.training import GRADED_METRIC, METRICS, TrainingConfig
 from embedtune.errors import ConfigError
 
 __all__ = [
+    "GRADED_METRIC",
     "METRICS",
     "AdapterConfig",
     "DataConfig",

@@ -15,8 +15,8 @@ class DataConfig:
     """Which pairs to train on, which to hold out."""
 
     train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")] = ""
-    """Question/passage pairs: .jsonl, .json, .csv, .tsv or .parquet (each also .gz), a BEIR folder, a LlamaIndex
-    JSON file, or a `datasets` hub id, OWNER/NAME[:CONFIG][@REVISION]."""
+    """Question/passage pairs, or graded pairs (sentence1, sentence2, score): .jsonl, .json, .csv, .tsv or .parquet
+    (each also .gz), a BEIR folder, a LlamaIndex JSON file, or a `datasets` hub id, OWNER/NAME[:CONFIG][@REVISION]."""
     test: str | None = None
     """Pairs to test on, in the same forms; without it a share of the training pairs is split off by passage."""
     dev: str | None = None
@@ -29,6 +29,9 @@ class DataConfig:
     """Column of the passages that answer them, if its name is not recognised."""
     negative_columns: tuple[str, ...] = ()
     """Columns of passages that don't answer the question, if their names are not recognised."""
+    score_column: str | None = None
+    """Column of labels (0 and 1) or of grades of how alike the two texts are, if its name is not recognised; none for
+    reading no scores."""
     test_fraction: float = 0.1
     """Share of the pairs split off for the test, between 0 and 1."""
     dev_fraction: float = 0.1

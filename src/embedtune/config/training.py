@@ -17,6 +17,8 @@ METRICS = (
     "map@100",
 )
 """The retrieval metrics that every evaluation reports."""
+GRADED_METRIC = "spearman"
+"""The dev metric of graded pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class TrainingConfig:
     eval_steps: int | None = None
     """Optimiser steps between evaluations on the dev set; about five in a run if not given."""
     metric: str = "ndcg@10"
-    """Dev metric that chooses the checkpoint."""
+    """Dev metric that chooses the checkpoint; of graded pairs it is spearman."""
     patience: int | None = None
     """Stop after this many evaluations without a better dev metric; never if not given."""
     keep_last: int = 2
@@ -98,7 +100,8 @@ class TrainingConfig:
         require(0 <= self.warmup_fraction < 1, "warmup-fraction", self.warmup_fraction, "a number from 0 up to 1")
         require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
         require(self.max_grad_norm >= 0, "max-grad-norm", self.max_grad_norm, "0 (off) or more")
-        require(self.metric in METRICS, "metric", self.metric, f"one of {', '.join(METRICS)}")
+        metrics = (*METRICS, GRADED_METRIC)
+        require(self.metric in metrics, "metric", self.metric, f"one of {', '.join(metrics)}")
         require(self.keep_last >= 2, "keep-last", self.keep_last, "2 or more checkpoints")
         require(self.checkpoint_minutes >= 0, "checkpoint-minutes", self.checkpoint_minutes, "0 or more minutes")
         if self.max_time is not None:

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.lines import bare_stem
 from embedtune.data.table import Row, Table
-from embedtune.errors import DataError, brief
+from embedtune.data.trainable import without_negatives
+from embedtune.errors import DataError
 
 # NUL, soft hyphen, zero-width characters, joiners and marks of direction, byte order mark.
 _INVISIBLE = re.compile("[\0\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
@@ -89,6 +90,8 @@ class CleanRows:
     """Distinct pairs; `CollectionBuilder.finish` takes out the negatives that turned out to be positives."""
     dropped: Counter[str]
     """Reason to number of rows, negatives or passages dropped, as in `results.json`."""
+    rejected: int = 0
+    """Rows labelled 0 whose passage became a negative of their question's other rows."""
 
 
 class _Texts:
@@ -109,6 +112,10 @@ class _Texts:
         self.texts.append(spelling)
         return len(self.texts) - 1
 
+    def find(self, key: str) -> int | None:
+        """The id of the text with this key, if it is known."""
+        return self._ids.get(key)
+
 
 @dataclass
 class _Kept:
@@ -116,18 +123,41 @@ class _Kept:
 
     query_ids: list[int] = field(default_factory=list)
     passage_ids: list[int] = field(default_factory=list)
-    negative_ids: list[dict[int, None]] = field(default_factory=list)
+    negatives: list[dict[int, float | None]] = field(default_factory=list)
+    """Passage id to the teacher's score, of each row."""
+    scores: list[float | None] = field(default_factory=list)
+    """The teacher's, of each row's positive."""
+    grades: list[float] = field(default_factory=list)
     row_ids: list[str] = field(default_factory=list)
     positions: dict[tuple[int, int], int] = field(default_factory=dict)
     """(query id, passage id) to position in the lists."""
 
-    def pairs(self) -> Pairs:
+    def add(self, query_id: int, passage_id: int, row: Row, row_id: str) -> None:
+        """One more row, without negatives."""
+        self.positions[query_id, passage_id] = len(self.row_ids)
+        self.query_ids.append(query_id)
+        self.passage_ids.append(passage_id)
+        self.negatives.append({})
+        self.scores.append(row.scores[0] if row.scores else None)
+        self.grades.append(row.grade)
+        self.row_ids.append(row_id)
+
+    def pairs(self, *, graded: bool) -> Pairs:
+        scores = tuple(map(_complete, self.scores, self.negatives))
         return Pairs(
             query_ids=np.array(self.query_ids, dtype=np.int64),
             passage_ids=np.array(self.passage_ids, dtype=np.int64),
-            negative_ids=tuple(map(tuple, self.negative_ids)),
+            negative_ids=tuple(map(tuple, self.negatives)),
             row_ids=tuple(_made_unique(self.row_ids)),
+            grades=np.array(self.grades) if graded else None,
+            scores=scores if any(scores) else None,
         )
+
+
+def _complete(positive: float | None, negatives: dict[int, float | None]) -> tuple[float, ...]:
+    """A row's scores if the teacher has scored all of its texts; else none."""
+    scores = [positive, *negatives.values()]
+    return () if None in scores else tuple(score for score in scores if score is not None)
 
 
 class CollectionBuilder:
@@ -151,12 +181,17 @@ class CollectionBuilder:
         """The usable rows of a table, as ids into the collection, which grows by their texts.
 
         Raises:
-            DataError: no row is usable.
+            DataError: no row is usable, or the rows are of another kind than those of the tables before.
         """
+        self._check_kind(table)
         kept, dropped = _Kept(), Counter[str]()
         stem = _spelling(bare_stem(table.source))
         for number, row in enumerate(table.rows, 1):
-            reason = self._add_row(row, _spelling(row.id) or f"{stem}-{number:06d}", kept, dropped)
+            if row.grade == 0 and not table.graded:
+                continue
+            row_id = _spelling(row.id) or f"{stem}-{number:06d}"
+            add = self._add_graded if table.graded else self._add_row
+            reason = add(row, row_id, kept, dropped)
             if reason is not None:
                 dropped[reason] += 1
         if not kept.row_ids:
@@ -165,8 +200,11 @@ class CollectionBuilder:
                 f"'{table.source}': none of its {len(table.rows)} rows can be used ({counts}). Expected rows "
                 f"with a question and a passage, both text.{_columns_read(table)}"
             )
+        rejected = [] if table.graded else [row for row in table.rows if row.grade == 0]
+        count = self._reject(rejected, kept, dropped)
         dropped.update(self.add_passages(table.passages))
-        rows = CleanRows(source=table.source, pairs=kept.pairs(), dropped=dropped)
+        pairs = kept.pairs(graded=table.graded)
+        rows = CleanRows(source=table.source, pairs=pairs, dropped=dropped, rejected=count)
         self._added.append(rows)
         return rows
 
@@ -188,15 +226,42 @@ class CollectionBuilder:
         them are taken out of the rows that `add` gave.
         """
         for rows in self._added:
-            before = rows.pairs.negative_ids
-            after = tuple(
-                tuple(negative for negative in negatives if negative not in self.collection.qrels[query_id])
-                for query_id, negatives in zip(rows.pairs.query_ids.tolist(), before, strict=True)
-            )
-            if false_negatives := sum(map(len, before)) - sum(map(len, after)):
+            after = without_negatives(rows.pairs, self.collection.qrels)
+            if false_negatives := sum(map(len, rows.pairs.negative_ids)) - sum(map(len, after.negative_ids)):
                 rows.dropped["negatives_that_are_positives"] += false_negatives
-                rows.pairs = replace(rows.pairs, negative_ids=after)
+                rows.pairs = after
         return self.collection
+
+    def _check_kind(self, table: Table) -> None:
+        """Whether the table can be joined to those before; the first one says what the collection is of."""
+        collection, sentences = self.collection, table.graded and table.columns.sentences
+        if self._added and (collection.graded, collection.sentences) != (table.graded, sentences):
+            kinds = {(False, False): "pairs without grades", (True, False): "graded questions and passages"}
+            first, second = (
+                kinds.get(kind, "graded sentences")
+                for kind in ((collection.graded, collection.sentences), (table.graded, sentences))
+            )
+            raise DataError(
+                f"'{self._added[0].source}' has {first}, '{table.source}' has {second}; expected one kind in all files "
+                "of a run. Grades come from a column such as 'score' that has other numbers than 0 and 1, or any "
+                "between 'sentence1' and 'sentence2'. Name the columns alike, or type:  --score-column none"
+            )
+        collection.graded, collection.sentences = table.graded, sentences
+        if sentences and not self._added:
+            collection.passages, self._passages = collection.queries, self._queries
+
+    def _add_graded(self, row: Row, row_id: str, kept: _Kept, dropped: Counter[str]) -> str | None:
+        """Keeps the graded pair, or gives the reason why it is dropped.
+
+        A pair that is there twice is kept twice: it may have two grades, and published test sets are measured so.
+        """
+        first, second = _key(row.anchor), _key(row.positive)
+        if first is None or second is None:
+            return "non_string"
+        if not (first and second and isinstance(row.anchor, str) and isinstance(row.positive, str)):
+            return "empty_text"
+        kept.add(self._queries.add(first, row.anchor), self._passages.add(second, row.positive), row, row_id)
+        return None
 
     def _add_row(self, row: Row, row_id: str, kept: _Kept, dropped: Counter[str]) -> str | None:
         """Keeps the row, or gives the reason why it is dropped."""
@@ -214,20 +279,39 @@ class CollectionBuilder:
         grades = self.collection.qrels.setdefault(query_id, {})
         grades[passage_id] = max(row.grade, grades.get(passage_id, 0.0))
         negatives = self._negatives(row, anchor, dropped)
-        first = kept.positions.setdefault((query_id, passage_id), len(kept.row_ids))
-        if first < len(kept.row_ids):
-            kept.negative_ids[first].update(negatives)
-            return "duplicate_pairs"
-        kept.query_ids.append(query_id)
-        kept.passage_ids.append(passage_id)
-        kept.negative_ids.append(negatives)
-        kept.row_ids.append(row_id)
-        return None
+        first = kept.positions.get((query_id, passage_id))
+        if first is None:
+            kept.add(query_id, passage_id, row, row_id)
+            kept.negatives[-1] = negatives
+            return None
+        for negative, score in negatives.items():
+            kept.negatives[first].setdefault(negative, score)
+        return "duplicate_pairs"
 
-    def _negatives(self, row: Row, anchor: str, dropped: Counter[str]) -> dict[int, None]:
-        """The passage ids of a row's negatives, each once, in order."""
-        ids: dict[int, None] = {}
-        for negative in row.negatives:
+    def _reject(self, rows: Iterable[Row], kept: _Kept, dropped: Counter[str]) -> int:
+        """Makes the passages of rows labelled 0 negatives of their questions; gives how many rows were used."""
+        rows_of_query: dict[int, list[int]] = {}
+        for position, query_id in enumerate(kept.query_ids):
+            rows_of_query.setdefault(query_id, []).append(position)
+        used = 0
+        for row in rows:
+            anchor = _key(row.anchor)
+            known = self._queries.find(anchor) if anchor else None
+            positions = [] if known is None else rows_of_query.get(known, [])
+            if not anchor or not positions:
+                dropped["labelled_0_only" if anchor else "non_string" if anchor is None else "empty_anchor"] += 1
+                continue
+            negatives = self._negatives(replace(row, negatives=(row.positive,), scores=()), anchor, dropped)
+            used += bool(negatives)
+            for position in positions:
+                for negative in negatives:
+                    kept.negatives[position].setdefault(negative, None)
+        return used
+
+    def _negatives(self, row: Row, anchor: str, dropped: Counter[str]) -> dict[int, float | None]:
+        """The passage ids of a row's negatives, each once, in order, with the teacher's scores."""
+        ids: dict[int, float | None] = {}
+        for number, negative in enumerate(row.negatives, 1):
             key = _key(negative)
             if key is None:
                 dropped["non_string_negatives"] += 1
@@ -236,7 +320,7 @@ class CollectionBuilder:
             elif key == anchor:
                 dropped["negatives_that_are_anchors"] += 1
             else:
-                ids[self._passages.add(key, negative)] = None
+                ids.setdefault(self._passages.add(key, negative), row.scores[number] if row.scores else None)
         return ids
 
 
@@ -263,29 +347,3 @@ def _made_unique(row_ids: list[str]) -> list[str]:
         taken.add(candidate)
         unique.append(candidate)
     return unique
-
-
-def check_trainable(pairs: Pairs, collection: Collection, source: str) -> None:
-    """Checks that a contrastive loss has something to tell apart.
-
-    Raises:
-        DataError: there are no rows, fewer than two distinct passages, or no passage is wrong for a question.
-    """
-    if len(pairs) == 0:
-        raise DataError(
-            f"'{source}': no rows are left to train on. If its questions or passages are those of the test "
-            f"file, give other rows to train on, or leave out --test to have a test split cut. If they only resemble "
-            f"them, type:  --near-duplicates 0"
-        )
-    passages = set(pairs.passage_ids.tolist()).union(*pairs.negative_ids)
-    if len(passages) < 2:
-        text = collection.passages[passages.pop()]
-        raise DataError(
-            f"'{source}' has 1 distinct passage ('{brief(text)}'); contrastive training needs at least two "
-            f"passages, one that answers a question and one that does not. Add rows with other passages."
-        )
-    if all(passages <= collection.qrels[query_id].keys() for query_id in set(pairs.query_ids.tolist())):
-        raise DataError(
-            f"'{source}': every one of its {len(passages)} passages answers every question, so there is no "
-            f"wrong one to tell apart. Add rows with other questions and passages."
-        )

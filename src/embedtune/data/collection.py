@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 IdArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
@@ -29,7 +30,12 @@ class Collection:
     passages: list[str] = field(default_factory=list)
     """Distinct passages of all files, positives, negatives and corpus alike, as first seen."""
     qrels: dict[int, dict[int, float]] = field(default_factory=dict)
-    """Query id to {passage id: grade}; grades are above zero. Joined over all the files given."""
+    """Query id to {passage id: grade}; grades are above zero. Joined over all the files given. Empty for graded pairs,
+    of which none is right or wrong."""
+    graded: bool = False
+    """Whether the rows are graded pairs."""
+    sentences: bool = False
+    """Whether both texts of a row are sentences, without roles: `queries` and `passages` are one list then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,11 @@ class Pairs:
     """Hard negatives of each row, N tuples, possibly empty and of different lengths."""
     row_ids: tuple[str, ...]
     """The `id` of each row as saved with the splits, N strings."""
+    grades: FloatArray | None = None
+    """Of graded pairs how alike each row's two texts are, from 0 to 1, shape (N,)."""
+    scores: tuple[tuple[float, ...], ...] | None = None
+    """A teacher's scores: of each row's positive, then of its negatives in order; an empty tuple where there are
+    none."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -56,4 +67,6 @@ class Pairs:
             passage_ids=self.passage_ids[picked],
             negative_ids=tuple(self.negative_ids[row] for row in picked),
             row_ids=tuple(self.row_ids[row] for row in picked),
+            grades=None if self.grades is None else self.grades[picked],
+            scores=None if self.scores is None else tuple(self.scores[row] for row in picked),
         )

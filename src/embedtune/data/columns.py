@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from embedtune.data.files import Record
+from embedtune.data.scores import NO_COLUMN, teacher_scores
 from embedtune.data.table import Columns, Row
 from embedtune.errors import DataError, brief
 
 # In order of preference, compared without regard to case, `_`, `-` and spaces. In a row with a question, a
-# context and an answer (SQuAD, RAG logs) the context is what a search has to find, so answers come late. The
-# names sentence1 and sentence2 are left out: such files are mostly scored pairs, not all of them positives.
+# context and an answer (SQuAD, RAG logs) the context is what a search has to find, so answers come late. Two sentences
+# are a pair of their own kind, and only with a score: such pairs are not all of them positives.
 ANCHOR_NAMES = (
     "anchor", "anchors", "question", "questions", "query", "queries", "q",
     "question_text", "query_text", "user_query", "search_query",
@@ -26,6 +28,13 @@ PASSAGE_NAMES = (
     "text", "passage", "context", "document", "positive", "content",
     "chunk", "chunk_text", "passage_text", "doc",
 )  # fmt: skip
+FIRST_NAMES = ("sentence1", "text1", "sentence_a", "question1")
+SECOND_NAMES = ("sentence2", "text2", "sentence_b", "question2")
+SCORE_NAMES = ("score", "similarity", "similarity_score", "label")
+"""Beside a question and a passage."""
+GRADE_NAMES = ("score", "similarity", "similarity_score", "grade", "rating", "label")
+"""Beside two sentences."""
+TEACHER_NAMES = ("scores", "teacher_scores")
 ID_NAMES = ("id", "_id")
 
 MAX_COMBINATIONS = 1_000
@@ -33,6 +42,7 @@ MAX_COMBINATIONS = 1_000
 _COMPARED_NAMES, _COMPARED_CHARACTERS = 1_000, 100
 """Names among which the closest to a misspelled one is looked for, and their length: that takes the square of both."""
 
+_SCORE_OF_NEGATIVE = re.compile(r"score(hard)?neg(ative)?s?(passages?|documents?|docs?)?\d*")
 _NEGATIVE = re.compile(r"(hard)?neg(ative)?s?(passages?|documents?|docs?)?\d*")
 
 
@@ -81,6 +91,8 @@ def resolve_columns(asked: Columns, names: Sequence[str], source: str) -> Column
         positive = given_column(names, positive, "--positive-column", source)
     anchor = anchor or find_column([name for name in names if name != positive], ANCHOR_NAMES)
     positive = positive or find_column([name for name in names if name != anchor], POSITIVE_NAMES)
+    if anchor is None and positive is None and asked.score != NO_COLUMN:
+        anchor, positive = _sentences(asked, names)
     if anchor is None or positive is None:
         raise _not_recognised(anchor, positive, names, source)
     if asked.negatives:
@@ -89,7 +101,60 @@ def resolve_columns(asked: Columns, names: Sequence[str], source: str) -> Column
         negatives = tuple(
             name for name in names if name not in (anchor, positive) and _NEGATIVE.fullmatch(_plain(name))
         )
-    return Columns(anchor=anchor, positive=positive, negatives=negatives)
+    columns = Columns(anchor=anchor, positive=positive, negatives=negatives)
+    return columns if asked.score == NO_COLUMN else _with_scores(columns, asked, names, source)
+
+
+def _sentences(asked: Columns, names: Sequence[str]) -> tuple[str | None, str | None]:
+    """The columns of two sentences, if there is one of their score."""
+    first, second = find_column(names, FIRST_NAMES), find_column(names, SECOND_NAMES)
+    if first is None or second is None or not (asked.score or find_column(names, GRADE_NAMES)):
+        return None, None
+    return first, second
+
+
+def _with_scores(columns: Columns, asked: Columns, names: Sequence[str], source: str) -> Columns:
+    """The columns with those of labels, grades and a teacher's scores.
+
+    Raises:
+        DataError: the column asked for does not exist, or a teacher scored texts that are not there.
+    """
+    assert columns.anchor is not None
+    assert columns.positive is not None
+    sentences = find_column([columns.anchor], FIRST_NAMES) is not None
+    sentences &= find_column([columns.positive], SECOND_NAMES) is not None
+    others = [name for name in names if name not in (columns.anchor, columns.positive, *columns.negatives)]
+    if asked.score is not None:
+        score: str | None = given_column(names, asked.score, "--score-column", source)
+    else:
+        score = find_column(others, GRADE_NAMES if sentences else SCORE_NAMES)
+    if teacher := find_column(others, TEACHER_NAMES):
+        return replace(columns, score=score, sentences=sentences, teacher=(teacher,))
+    teachers = _teacher_columns(columns, others, source)
+    return replace(columns, score=score, sentences=sentences, teacher=teachers, scores_apart=bool(teachers))
+
+
+def _teacher_columns(columns: Columns, others: Sequence[str], source: str) -> tuple[str, ...]:
+    """The column of the positive's score and those of the negatives'; none if a teacher has not scored the positive."""
+    positive = find_column(others, ("score_positive", "positive_score"))
+    if positive is None:
+        return ()
+    pairs = {name: find_column(others, (f"score_{name}", f"{name}_score")) for name in columns.negatives}
+    if missing := [name for name, found in pairs.items() if found is None]:
+        raise DataError(
+            f"'{source}': the column '{brief(positive)}' has a teacher's scores, but none has those of "
+            f"'{brief(missing[0])}'; expected 'score_{brief(missing[0])}'. To read no scores, type:  "
+            f"--score-column {NO_COLUMN}"
+        )
+    of_negatives = tuple(found for found in pairs.values() if found is not None)
+    extra = [name for name in others if _SCORE_OF_NEGATIVE.fullmatch(_plain(name)) and name not in of_negatives]
+    if extra:
+        raise DataError(
+            f"'{source}': the column '{brief(extra[0])}' has a teacher's scores of negatives that are not there; "
+            f"expected a column '{brief(extra[0].partition('_')[2] or 'negative')}'. To read no scores, type:  "
+            f"--score-column {NO_COLUMN}"
+        )
+    return (positive, *of_negatives)
 
 
 def _not_recognised(anchor: str | None, positive: str | None, names: Sequence[str], source: str) -> DataError:
@@ -119,23 +184,31 @@ def id_columns(names: Iterable[str]) -> list[str]:
     return [name for wanted in ID_NAMES for name in names if name.strip().lower() == wanted]
 
 
-def rows_of(records: Iterable[Record], columns: Columns, names: Sequence[str]) -> list[Row]:
+def rows_of(
+    records: Iterable[Record], columns: Columns, names: Sequence[str], grades: Sequence[float] | None = None
+) -> list[Row]:
     """The rows of the records. A list of questions or of positives makes a row for each of them.
 
     Args:
         records: What the file holds.
         columns: As resolved by `resolve_columns`.
         names: The names of all columns, among which is the id column, if there is one.
+        grades: Of each record, from `scores.scoring`; 1 if not given.
 
     Raises:
-        DataError: several questions and several positives in one row make too many.
+        DataError: several questions and several positives in one row make too many; or a teacher's scores are not as
+            many as the texts.
     """
     assert columns.anchor is not None
     assert columns.positive is not None
     id_column = next(iter(id_columns(names)), None)
     rows: list[Row] = []
-    for origin, fields in records:
-        negatives = _negatives(fields, columns.negatives)
+    for number, record in enumerate(records):
+        origin, fields = record
+        cells = [tuple(_several(fields.get(name))) for name in columns.negatives]
+        # A missing cell is no negative; rows may have different numbers of them.
+        negatives = tuple(text for texts in cells for text in texts if text is not None)
+        scores = teacher_scores(record, columns, cells)
         row_id = _row_id(fields.get(id_column)) if id_column is not None else ""
         anchors, positives = _several(fields.get(columns.anchor)), _several(fields.get(columns.positive))
         if min(len(anchors), len(positives)) > 1 and len(anchors) * len(positives) > MAX_COMBINATIONS:
@@ -144,8 +217,23 @@ def rows_of(records: Iterable[Record], columns: Columns, names: Sequence[str]) -
                 f"in '{brief(columns.positive)}' in one row make {len(anchors) * len(positives):,} pairs; expected "
                 f"at most {MAX_COMBINATIONS:,}. Give each question a row with its own passages."
             )
+        if scores and len(anchors) * len(positives) > 1:
+            raise DataError(
+                f"{origin}: a teacher's scores, and {len(anchors):,} questions with {len(positives):,} passages in one "
+                "row; expected one of each. Give each pair a row with its own scores."
+            )
         rows.extend(
-            Row(anchor, positive, negatives, id=row_id, origin=origin) for anchor in anchors for positive in positives
+            Row(
+                anchor,
+                positive,
+                negatives,
+                grade=1.0 if grades is None else grades[number],
+                scores=scores,
+                id=row_id,
+                origin=origin,
+            )
+            for anchor in anchors
+            for positive in positives
         )
     return rows
 
@@ -153,11 +241,6 @@ def rows_of(records: Iterable[Record], columns: Columns, names: Sequence[str]) -
 def _several(cell: object) -> list[object]:
     """The texts of a cell; an empty list stays one empty cell, so that its row is counted as dropped."""
     return (cell or [None]) if isinstance(cell, list) else [cell]
-
-
-def _negatives(fields: dict[str, object], names: tuple[str, ...]) -> tuple[object, ...]:
-    # A missing cell is no negative; rows may have different numbers of them.
-    return tuple(text for name in names for text in _several(fields.get(name)) if text is not None)
 
 
 def _row_id(value: object) -> str:

@@ -135,4 +135,7 @@ def relabelled(pairs: Pairs, replaced: Replaced) -> Pairs:
     corrected = [(query, replaced.get((query, passage), passage)) for query, passage in links]
     kept = list({link: row for row, link in reversed(list(enumerate(corrected)))}.values())
     passage_ids = np.array([passage for _, passage in corrected], dtype=np.int64)
-    return replace(pairs, passage_ids=passage_ids).select(sorted(kept))
+    scores = pairs.scores
+    if scores is not None:  # a teacher has not scored the new passage
+        scores = tuple(() if link in replaced else given for link, given in zip(links, scores, strict=True))
+    return replace(pairs, passage_ids=passage_ids, scores=scores).select(sorted(kept))

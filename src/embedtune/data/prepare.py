@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from embedtune.config import DataConfig
-from embedtune.data.clean import CleanRows, CollectionBuilder, check_trainable
+from embedtune.data.clean import CleanRows, CollectionBuilder
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.labels import apply_labels, read_labels, relabelled
 from embedtune.data.near import NearDuplicates, find_near_duplicates
-from embedtune.data.read import Columns, Split, available_splits, read, read_passages
+from embedtune.data.read import Columns, Split, Table, available_splits, read, read_passages
 from embedtune.data.split import Leaks, drop_leaks, split_by_passage, write_pairs
+from embedtune.data.trainable import check_graded, check_trainable
 from embedtune.errors import ConfigError, DataError
 
 
@@ -61,7 +63,9 @@ def prepare(config: DataConfig, *, seed: int, cut: bool = True) -> Splits:
         raise ConfigError("no training data was given.\nType:  embedtune train PAIRS.jsonl")
     builder, notes, warnings = CollectionBuilder(), list[str](), list[str]()
     sources = _sources(config)
-    tables = {split: _add(builder, source, split, config, notes) for split, source in sources.items()}
+    tables = {split: _add(builder, source, split, config, notes, warnings) for split, source in sources.items()}
+    if builder.collection.graded:
+        refuse_for_graded(config)
     dropped = Counter({"duplicate_pairs": 0, "leaked_pairs": 0, "near_duplicate_pairs": 0})
     if config.corpus is not None:
         dropped.update(builder.add_passages(read_passages(config.corpus)))
@@ -77,15 +81,16 @@ def prepare(config: DataConfig, *, seed: int, cut: bool = True) -> Splits:
     train, dev, leaks = _without_leaks(train, dev, test, collection, near, dropped)
     if "dev" in sources:
         _require_dev(dev, sources["dev"])
+    held_out = partial(_cut, near=near, seed=seed, sentences=collection.sentences, warnings=warnings)
+    by = f"by {'sentence' if collection.sentences else 'passage'} (seed {seed})"
     if cut and "test" not in sources:
         check_trainable(train, collection, config.train)
-        train, test = _cut(train, near, fraction=config.test_fraction, seed=seed, warnings=warnings)
-        notes.append(f"test: {len(test):,} pairs cut off by passage (seed {seed})")
+        train, test = held_out(train, fraction=config.test_fraction)
+        notes.append(f"test: {len(test):,} pairs cut off {by}")
     if cut and "dev" not in sources:
         check_trainable(train, collection, config.train)
-        fraction = min(config.dev_fraction, config.max_dev_pairs / len(train))
-        train, dev = _cut(train, near, fraction=fraction, seed=seed, warnings=warnings)
-        notes.append(f"dev: {len(dev):,} pairs cut off by passage (seed {seed})")
+        train, dev = held_out(train, fraction=min(config.dev_fraction, config.max_dev_pairs / len(train)))
+        notes.append(f"dev: {len(dev):,} pairs cut off {by}")
     if config.labels is not None:
         train, dev, test = (relabelled(pairs, replaced) for pairs in (train, dev, test))
         train, dev, further = _without_leaks(train, dev, test, collection, near, dropped)
@@ -93,7 +98,10 @@ def prepare(config: DataConfig, *, seed: int, cut: bool = True) -> Splits:
         if cut or "dev" in sources:
             _require_dev(dev, sources.get("dev", config.train))
     check_trainable(train, collection, config.train)
-    warnings += _leaks_found(leaks, test)
+    if collection.graded:
+        check_graded(dev, "to choose the checkpoint on", sources.get("dev", config.train))
+        check_graded(test, "to test on", sources.get("test", config.train))
+    warnings += _leaks_found(leaks, test, sentences=collection.sentences)
     return Splits(
         collection=collection,
         train=train,
@@ -105,6 +113,20 @@ def prepare(config: DataConfig, *, seed: int, cut: bool = True) -> Splits:
         leaks=leaks,
         near_duplicates=near,
     )
+
+
+def refuse_for_graded(config: DataConfig) -> None:
+    """Refuses settings that graded pairs have no use for.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for option, given in (("corpus", config.corpus), ("labels", config.labels)):
+        if given is not None:
+            raise ConfigError(
+                f"--{option} {given}: the pairs are graded, so nothing is searched and nothing is right or wrong. "
+                "Leave it out, or to take every row's passage as right, type:  --score-column none"
+            )
 
 
 def write_splits(splits: Splits, folder: Path) -> None:
@@ -121,8 +143,10 @@ def _near_duplicates(
     if config.near_duplicates == 0:
         return None
     ids = np.concatenate([pairs.passage_ids for pairs in rows])
+    if collection.sentences:
+        ids = np.concatenate([ids, *(pairs.query_ids for pairs in rows)])
     near = find_near_duplicates(collection.passages, ids, threshold=config.near_duplicates)
-    found = f"{near.passages:,} of {len(np.unique(ids)):,} passages"
+    found = f"{near.passages:,} of {len(np.unique(ids)):,} {'sentences' if collection.sentences else 'passages'}"
     kept_together = f", in {near.groups:,} groups that stay on one side of a split" if near.groups else ""
     notes.append(f"near-duplicates: {found}{kept_together} (--near-duplicates {near.threshold:g})")
     return near
@@ -139,45 +163,51 @@ def _without_leaks(
     """Training rows that share nothing with the other two, dev rows that share nothing with the test rows, and what
     the training rows had shared."""
     leaders_D = None if near is None else near.leaders_D
-    dev, leaks_of_dev = drop_leaks(dev, test, leaders_D=leaders_D, qrels=collection.qrels)
-    train, leaks = drop_leaks(train, test, dev, leaders_D=leaders_D, qrels=collection.qrels)
+    without = partial(drop_leaks, leaders_D=leaders_D, qrels=collection.qrels, sentences=collection.sentences)
+    dev, leaks_of_dev = without(dev, test)
+    train, leaks = without(train, test, dev)
     dropped["leaked_pairs"] += leaks.pairs + leaks_of_dev.pairs
     dropped["near_duplicate_pairs"] += leaks.near_duplicates + leaks_of_dev.near_duplicates
     return train, dev, leaks
 
 
 def _cut(
-    train: Pairs, near: NearDuplicates | None, *, fraction: float, seed: int, warnings: list[str]
+    train: Pairs, *, near: NearDuplicates | None, fraction: float, seed: int, sentences: bool, warnings: list[str]
 ) -> tuple[Pairs, Pairs]:
     """The rest and the held-out rows; near-duplicates are on one side unless that leaves nothing to cut."""
+    split = partial(split_by_passage, train, fraction=fraction, seed=seed, sentences=sentences)
     if near is not None and near.passages:
         try:
-            return split_by_passage(train, fraction=fraction, seed=seed, leaders_D=near.leaders_D)
+            return split(leaders_D=near.leaders_D)
         except DataError:
             warnings.append(
-                "most passages hang together through near-duplicates, so a split was cut that goes through them: what "
-                "it measures is too good. Give other rows with --test, or raise --near-duplicates "
-                f"({near.threshold:g})"
+                f"most {'sentences' if sentences else 'passages'} hang together through near-duplicates, so a split "
+                "was cut that goes through them: what it measures is too good. Give other rows with --test, or raise "
+                f"--near-duplicates ({near.threshold:g})"
             )
-    return split_by_passage(train, fraction=fraction, seed=seed)
+    return split()
 
 
-def _leaks_found(leaks: Leaks, test: Pairs) -> list[str]:
+def _leaks_found(leaks: Leaks, test: Pairs, *, sentences: bool) -> list[str]:
     """A sentence on what the training rows shared with the held-out ones, if they did."""
     if not leaks.pairs + leaks.near_duplicates:
         return []
     passages, queries = (len(np.unique(ids)) for ids in (test.passage_ids, test.query_ids))
+    if sentences:
+        passages = len(np.union1d(test.passage_ids, test.query_ids))
     sharing = [
         f"{shared:,} of the {count:,} test {what}"
         for shared, count, what in (
-            (leaks.test_passages, passages, "passages"),
+            (leaks.test_passages, passages, "sentences" if sentences else "passages"),
             (leaks.test_queries, queries, "questions"),
         )
         if shared
     ]
     found = f"{' and '.join(sharing)} are also in the training data; " if sharing else ""
-    near = f", {leaks.near_duplicates:,} with near-duplicates of held-out passages" if leaks.near_duplicates else ""
-    return [f"{found}left out of training: {leaks.pairs:,} pairs with held-out questions or passages{near}"]
+    what = "sentences" if sentences else "passages"
+    texts = what if sentences else "questions or passages"
+    near = f", {leaks.near_duplicates:,} with near-duplicates of held-out {what}" if leaks.near_duplicates else ""
+    return [f"{found}left out of training: {leaks.pairs:,} pairs with held-out {texts}{near}"]
 
 
 def _require_dev(dev: Pairs, source: str) -> None:
@@ -201,11 +231,34 @@ def _sources(config: DataConfig) -> dict[Split, str]:
     return sources
 
 
-def _add(builder: CollectionBuilder, source: str, split: Split, config: DataConfig, notes: list[str]) -> CleanRows:
-    columns = Columns(config.anchor_column, config.positive_column, config.negative_columns)
-    table = read(source, columns=columns, split=split)
+def _add(
+    builder: CollectionBuilder, source: str, split: Split, config: DataConfig, notes: list[str], warnings: list[str]
+) -> CleanRows:
+    table = read(source, columns=asked_columns(config), split=split)
     rows = builder.add(table)
-    found = table.columns
-    named = f" (questions: '{found.anchor}', passages: '{found.positive}')" if found.anchor else ""
-    notes.append(f"{split}: {len(rows.pairs):,} pairs from {source}{named}")
+    notes.append(f"{split}: {described(table, rows)}")
+    if table.warning:
+        warnings.append(table.warning)
     return rows
+
+
+def asked_columns(config: DataConfig) -> Columns:
+    """The columns that the user named."""
+    return Columns(config.anchor_column, config.positive_column, config.negative_columns, config.score_column)
+
+
+def described(table: Table, rows: CleanRows) -> str:
+    """How many pairs of which columns, and what their scores were understood as."""
+    found, pairs = table.columns, rows.pairs
+    if table.graded and found.sentences:
+        named = [f"sentences: '{found.anchor}' and '{found.positive}'"]
+    else:
+        named = [f"questions: '{found.anchor}', passages: '{found.positive}'"] if found.anchor else []
+    named += [table.note] if table.note else []
+    parts = [f"{len(pairs):,} {'graded ' if table.graded else ''}pairs from {table.source}"]
+    parts[0] += f" ({'; '.join(named)})" if named else ""
+    if rows.rejected:
+        parts.append(f"the passages of {rows.rejected:,} rows labelled 0 became negatives of their questions")
+    if pairs.scores is not None:
+        parts.append(f"a teacher's scores of {sum(map(bool, pairs.scores)):,} pairs")
+    return "; ".join(parts)

@@ -31,6 +31,7 @@ from embedtune.data.files import (
     require_rows,
 )
 from embedtune.data.lines import bare_suffix, no_such_file, text_lines
+from embedtune.data.scores import scoring
 from embedtune.data.table import Columns, Row, Split, Table, known_splits
 from embedtune.errors import DataError
 
@@ -179,8 +180,19 @@ def _reads_like_a_path(source: str) -> bool:
 
 def _table(records: list[Record], asked: Columns, source: str) -> Table:
     names = column_names(records)
-    columns = resolve_columns(asked, names, source)
-    return Table(rows=rows_of(records, columns, names), source=source, columns=columns)
+    return _table_of(records, resolve_columns(asked, names, source), names, asked, source)
+
+
+def _table_of(records: list[Record], columns: Columns, names: list[str], asked: Columns, source: str) -> Table:
+    found = scoring(records, columns, source, given=asked.score is not None)
+    return Table(
+        rows=rows_of(records, columns, names, found.values),
+        source=source,
+        columns=columns,
+        graded=found.kind == "grades",
+        note=found.note,
+        warning=found.warning,
+    )
 
 
 def _hub_table(source: str, asked: Columns, split: Split) -> Table:
@@ -188,9 +200,10 @@ def _hub_table(source: str, asked: Columns, split: Split) -> Table:
     names: list[str] = dataset.column_names
     columns = resolve_columns(asked, names, source)
     # Only what is needed is decoded: hub data sets may carry images, or embeddings of every row.
-    needed = dict.fromkeys((columns.anchor, columns.positive, *columns.negatives, *id_columns(names)))
-    records = hub.dataset_records(dataset, [name for name in needed if name is not None], source)
-    return Table(rows=rows_of(records, columns, names), source=source, columns=columns)
+    scored = (columns.score, *columns.teacher)
+    needed = dict.fromkeys((columns.anchor, columns.positive, *columns.negatives, *scored, *id_columns(names)))
+    records = list(hub.dataset_records(dataset, [name for name in needed if name is not None], source))
+    return _table_of(records, columns, names, asked, source)
 
 
 def _text_passages(path: Path) -> Iterator[object]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Leaks:
     """Distinct questions of the test rows that were in the training rows."""
 
 
-def connected_groups(pairs: Pairs, leaders_D: IdArray | None = None) -> IdArray:
+def connected_groups(pairs: Pairs, leaders_D: IdArray | None = None, *, sentences: bool = False) -> IdArray:
     """The group number of each row, shape (N,): rows that share a question or a positive are in one group.
 
     Sharing is transitive: two rows with nothing in common are in one group if a third one links them.
@@ -47,24 +47,33 @@ def connected_groups(pairs: Pairs, leaders_D: IdArray | None = None) -> IdArray:
         pairs: N rows.
         leaders_D: a number for each passage of the collection; those with the same count as one passage
             (`near.NearDuplicates`). By default each is its own.
+        sentences: whether both ids of a row are of one list of sentences (`Collection.sentences`).
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     if len(pairs) == 0:
         return np.zeros(0, dtype=np.int64)
-    queries, query_nodes = np.unique(pairs.query_ids, return_inverse=True)
-    positives_N = pairs.passage_ids if leaders_D is None else leaders_D[pairs.passage_ids]
-    passages, passage_nodes = np.unique(positives_N, return_inverse=True)
-    nodes = len(queries) + len(passages)
-    links = coo_array((np.ones(len(pairs)), (query_nodes, passage_nodes + len(queries))), shape=(nodes, nodes))
+    queries_N, positives_N = _leading(pairs, leaders_D, sentences=sentences)
+    # Numbers of the one kind and of the other never meet, unless both are of sentences.
+    offset = 0 if sentences else int(queries_N.max()) + 1
+    ends, places = np.unique(np.concatenate([queries_N, positives_N + offset]), return_inverse=True)
+    query_nodes, passage_nodes = np.split(places, 2)
+    links = coo_array((np.ones(len(pairs)), (query_nodes, passage_nodes)), shape=(len(ends), len(ends)))
     _, group_of_node = connected_components(links, directed=False)
     groups: IdArray = group_of_node[query_nodes].astype(np.int64)
     return groups
 
 
+def _leading(pairs: Pairs, leaders_D: IdArray | None, *, sentences: bool) -> tuple[IdArray, IdArray]:
+    """The two ids of each row, those of passages, or of both if they are sentences, by what they count as."""
+    if leaders_D is None:
+        return pairs.query_ids, pairs.passage_ids
+    return leaders_D[pairs.query_ids] if sentences else pairs.query_ids, leaders_D[pairs.passage_ids]
+
+
 def split_by_passage(
-    pairs: Pairs, *, fraction: float, seed: int, leaders_D: IdArray | None = None
+    pairs: Pairs, *, fraction: float, seed: int, leaders_D: IdArray | None = None, sentences: bool = False
 ) -> tuple[Pairs, Pairs]:
     """Cuts rows off so that no question and no positive is on both sides.
 
@@ -75,6 +84,7 @@ def split_by_passage(
         fraction: Share of the rows to hold out, between 0 and 1.
         seed: Of the random order; the same rows and seed give the same split.
         leaders_D: Which passages count as one, as in `connected_groups`.
+        sentences: As there.
 
     Returns:
         The rest and the held-out rows, neither empty, each in the original order.
@@ -85,7 +95,7 @@ def split_by_passage(
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"Received {fraction} as the share of rows to hold out; expected more than 0 and below 1.")
-    groups = connected_groups(pairs, leaders_D)
+    groups = connected_groups(pairs, leaders_D, sentences=sentences)
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     target = max(1.0, fraction * len(pairs))
@@ -122,6 +132,7 @@ def drop_leaks(
     *held_out: Pairs,
     leaders_D: IdArray | None = None,
     qrels: Mapping[int, Mapping[int, float]] | None = None,
+    sentences: bool = False,
 ) -> tuple[Pairs, Leaks]:
     """The training rows that have nothing in common with the held-out rows, and what the others had.
 
@@ -129,12 +140,15 @@ def drop_leaks(
     training question, and nothing of the held-out question that it does answer.
 
     Args:
-        train: The rows to train on; the result may be empty (see `clean.check_trainable`).
+        train: The rows to train on; the result may be empty (see `trainable.check_trainable`).
         held_out: The test rows, the dev rows; of the first of them the shared texts are counted.
         leaders_D: Which passages count as one, as in `connected_groups`.
         qrels: All passages that answer a question; those of held-out questions are held out too, whichever row they
             come from. By default just the rows' own.
+        sentences: As in `connected_groups`; shared sentences are counted as passages then.
     """
+    if sentences:
+        return _drop_shared_sentences(train, held_out, leaders_D)
     shared_N, near_N = (np.zeros(len(train), dtype=np.bool_) for _ in range(2))
     for pairs in held_out:
         passages = np.append(pairs.passage_ids, _answers(pairs, qrels or {}))
@@ -150,6 +164,21 @@ def drop_leaks(
     return train.select(np.flatnonzero(~(shared_N | near_N))), leaks
 
 
+def _drop_shared_sentences(train: Pairs, held_out: Sequence[Pairs], leaders_D: IdArray | None) -> tuple[Pairs, Leaks]:
+    """As `drop_leaks`, of pairs without roles."""
+    ends_2N = np.stack([train.query_ids, train.passage_ids])
+    held = [np.concatenate([pairs.query_ids, pairs.passage_ids]) for pairs in held_out]
+    out = np.concatenate([*held, np.zeros(0, dtype=np.int64)])
+    shared_N = np.isin(ends_2N, out).any(axis=0)
+    near_N = shared_N if leaders_D is None else np.isin(leaders_D[ends_2N], leaders_D[out]).any(axis=0)
+    leaks = Leaks(
+        pairs=int(shared_N.sum()),
+        near_duplicates=int((near_N & ~shared_N).sum()),
+        test_passages=len(np.intersect1d(ends_2N, held[0])) if held else 0,
+    )
+    return train.select(np.flatnonzero(~(shared_N | near_N))), leaks
+
+
 def _answers(pairs: Pairs, qrels: Mapping[int, Mapping[int, float]]) -> IdArray:
     """The passages that answer the rows' questions."""
     passages = {passage for query in set(pairs.query_ids.tolist()) for passage in qrels.get(query, ())}
@@ -158,6 +187,9 @@ def _answers(pairs: Pairs, qrels: Mapping[int, Mapping[int, float]]) -> IdArray:
 
 def write_pairs(path: Path, pairs: Pairs, collection: Collection) -> None:
     """Writes rows as JSON Lines with `id`, `anchor`, `positive`, `negative_1` ..., which `read` takes.
+
+    Graded pairs get their `score`, and sentences the names `sentence1` and `sentence2`; what a teacher has scored gets
+    its `scores`.
 
     The file appears whole or not at all; it is packed if its name ends in `.gz`.
 
@@ -185,14 +217,17 @@ def _text_file(path: Path, *, packed: bool) -> Iterator[TextIO]:
         yield files.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"))
 
 
-def _texts(pairs: Pairs, row: int, collection: Collection) -> dict[str, str]:
-    texts = {
+def _texts(pairs: Pairs, row: int, collection: Collection) -> dict[str, Any]:
+    first, second = ("sentence1", "sentence2") if collection.sentences else ("anchor", "positive")
+    texts: dict[str, Any] = {
         "id": pairs.row_ids[row],
-        "anchor": collection.queries[pairs.query_ids[row]],
-        "positive": collection.passages[pairs.passage_ids[row]],
+        first: collection.queries[pairs.query_ids[row]],
+        second: collection.passages[pairs.passage_ids[row]],
     }
     negatives = {
         f"negative_{number}": collection.passages[passage_id]
         for number, passage_id in enumerate(pairs.negative_ids[row], 1)
     }
-    return texts | negatives
+    grade = {} if pairs.grades is None else {"score": float(pairs.grades[row])}
+    scores = {"scores": list(pairs.scores[row])} if pairs.scores and pairs.scores[row] else {}
+    return texts | negatives | grade | scores

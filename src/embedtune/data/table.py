@@ -25,6 +25,14 @@ class Columns:
     """The column of the passages that answer them."""
     negatives: tuple[str, ...] = ()
     """The columns of hard negatives."""
+    score: str | None = None
+    """The column of labels or grades; asked for as "none" if no score is to be read."""
+    teacher: tuple[str, ...] = ()
+    """The column of a teacher's scores, a list a row; or those of the positive and of each negative."""
+    scores_apart: bool = False
+    """Whether `teacher` names a column for each text."""
+    sentences: bool = False
+    """Whether the two texts of a row are sentences that play the same part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,9 @@ class Row:
     positive: object
     negatives: tuple[object, ...] = ()
     grade: float = 1.0
-    """How well the passage answers the question; above zero."""
+    """How well the passage answers the question, zero if it does not; in a graded table how alike the two are."""
+    scores: tuple[float, ...] = ()
+    """A teacher's scores, of the positive and then of the negatives; empty without any."""
     id: str = ""
     """The file's own id of the row, if it has one."""
     origin: str = ""
@@ -53,6 +63,12 @@ class Table:
     """Further passages to search in, without a question of their own: the corpus of a BEIR folder."""
     columns: Columns = Columns()
     """The columns the rows come from; empty for sources without columns (BEIR, LlamaIndex)."""
+    graded: bool = False
+    """Whether the rows are graded pairs, of which none is right or wrong."""
+    note: str = ""
+    """What the score column was understood as, part of a sentence."""
+    warning: str = ""
+    """What the user should look at, a sentence."""
 
 
 def pick_split(found: Collection[str], wanted: Split) -> str | None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedtune.evaluation.forgetting import mean_score, measure
+from embedtune.evaluation.forgetting import mean_score, measure, spearman_interval
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.run import Evaluation
+from embedtune.evaluation.similarity import Similarity, rank_correlations
 from embedtune.evaluation.stats import paired_difference
 from embedtune.models.blend import blends
 from embedtune.models.encoder import Encoder
@@ -29,18 +30,22 @@ class BlendPoint:
     weight: float
     """0 is the base, 1 the tuned model."""
     dev_Q: FloatArray
-    """The dev metric, query by query."""
+    """The dev metric, query by query; of graded pairs the cosines."""
     forgetting: float
     """Mean score on the forgetting sets; higher is better."""
+    grades_Q: FloatArray | None = None
+    """Of graded dev pairs, with whose order the cosines' is compared."""
 
     @property
     def dev(self) -> float:
-        return float(self.dev_Q.mean())
+        if self.grades_Q is None:
+            return float(self.dev_Q.mean())
+        return float(rank_correlations(self.dev_Q[None], self.grades_Q[None])[0])
 
 
 def blend_curve(
     encoder: Encoder,
-    evaluate_dev: Callable[[Encoder], Evaluation],
+    evaluate_dev: Callable[[Encoder], Evaluation | Similarity],
     sets: Sequence[GeneralSet],
     *,
     metric: str,
@@ -61,8 +66,12 @@ def blend_curve(
     """
     points = []
     for weight, blend in blends(encoder, weights, into_original=into_original):
-        dev_Q = evaluate_dev(blend).per_query[metric]
-        points.append(BlendPoint(weight=weight, dev_Q=dev_Q, forgetting=mean_score(measure(blend, sets))))
+        found, kept = evaluate_dev(blend), mean_score(measure(blend, sets))
+        if isinstance(found, Similarity):
+            point = BlendPoint(weight=weight, dev_Q=found.cosines_N, forgetting=kept, grades_Q=found.grades_N)
+        else:
+            point = BlendPoint(weight=weight, dev_Q=found.per_query[metric], forgetting=kept)
+        points.append(point)
         if on_done is not None:
             on_done(1)
     return points
@@ -103,5 +112,8 @@ def blend_facts(points: Sequence[BlendPoint], *, metric: str, used: float, seed:
 
 
 def _within_noise(point: BlendPoint, best: BlendPoint, seed: int) -> bool:
-    low, high = paired_difference(best.dev_Q, point.dev_Q, seed=seed).ci95
+    if best.grades_Q is not None:
+        low, high = spearman_interval(best.dev_Q, point.dev_Q, best.grades_Q, seed=seed)
+    else:
+        low, high = paired_difference(best.dev_Q, point.dev_Q, seed=seed).ci95
     return low <= 0 <= high

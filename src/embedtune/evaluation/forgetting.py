@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 from embedtune.evaluation.general import GeneralSet, RetrievalSet, SimilaritySet
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.run import evaluate_embeddings
+from embedtune.evaluation.similarity import RESAMPLES, rank_correlations
 from embedtune.evaluation.stats import paired_difference
 from embedtune.models.encoder import Encoder
 
-RESAMPLES = 2_000
-"""Of the interval of a difference between two rank correlations, each of which ranks all pairs anew."""
 _VALUES_PER_BATCH = 2**20
 
 
@@ -39,7 +37,7 @@ class SetScores:
         """Spearman's rank correlation with the grades, or mean NDCG@10."""
         if self.grades_N is None:
             return float(self.values_N.mean())
-        return float(_spearman(self.values_N[None], self.grades_N[None])[0])
+        return float(rank_correlations(self.values_N[None], self.grades_N[None])[0])
 
 
 def measure(
@@ -127,7 +125,9 @@ def spearman_interval(
     for start in range(0, resamples, size):
         drawn_RN = rng.integers(0, pairs, (min(size, resamples - start), pairs))
         grades_RN = grades_N[drawn_RN]
-        differences.append(_spearman(tuned_N[drawn_RN], grades_RN) - _spearman(base_N[drawn_RN], grades_RN))
+        differences.append(
+            rank_correlations(tuned_N[drawn_RN], grades_RN) - rank_correlations(base_N[drawn_RN], grades_RN)
+        )
     low, high = np.quantile(np.concatenate(differences), (0.025, 0.975))
     return float(low), float(high)
 
@@ -136,21 +136,6 @@ def _interval(base: SetScores, tuned: SetScores, seed: int) -> tuple[float, floa
     if base.grades_N is None:
         return paired_difference(base.values_N, tuned.values_N, seed=seed).ci95
     return spearman_interval(base.values_N, tuned.values_N, base.grades_N, seed=seed)
-
-
-def _spearman(values_RN: FloatArray, grades_RN: FloatArray) -> FloatArray:
-    """Rank correlation of each row, ties sharing their mean rank; 0 where all of a row is one value."""
-    ranks_RN = _centred(rankdata(values_RN, axis=1))
-    grade_ranks_RN = _centred(rankdata(grades_RN, axis=1))
-    together_R = (ranks_RN * grade_ranks_RN).sum(axis=1)
-    apart_R = np.sqrt((ranks_RN**2).sum(axis=1) * (grade_ranks_RN**2).sum(axis=1))
-    correlations_R: FloatArray = np.divide(together_R, apart_R, out=np.zeros(len(apart_R)), where=apart_R > 0)
-    return correlations_R
-
-
-def _centred(ranks_RN: FloatArray) -> FloatArray:
-    centred_RN: FloatArray = ranks_RN - ranks_RN.mean(axis=1, keepdims=True)
-    return centred_RN
 
 
 def _similarity(encoder: Encoder, pairs: SimilaritySet, on_progress: Callable[[int], None] | None) -> SetScores:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from embedtune.report import text
 from embedtune.report.charts import Bar, Interval, Series, bar_chart, interval_chart, recall_chart
 from embedtune.report.findings import difference_outcome
+from embedtune.report.goals import RETRIEVAL, goal
 from embedtune.report.systems import NAMES, further_models, lead, present_systems, reference, short_model_name
 from embedtune.report.verdict import METRIC
 
@@ -22,10 +23,15 @@ FAMILIES = {
     "recall": "share of a question's right passages that are among the first K",
     "precision": "share of the first K that are right passages",
 }
+CORRELATIONS = {
+    "spearman": "correlation of the order of the pairs by the model's cosine similarity with their order by grade",
+    "pearson": "correlation of the cosine similarities themselves with the grades",
+}
+"""What the metrics of graded pairs mean; both are 1 where the model agrees with all grades."""
 """What the name of a metric starts with to what it means, in the order of the table."""
-SHOWN_METRICS = ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "recall@10", "recall@100")
+SHOWN_METRICS = ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "recall@10", "recall@100", *CORRELATIONS)
 """Rows of the table that are open to view."""
-SHOWN_INTERVALS = ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "recall@10")
+SHOWN_INTERVALS = ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "recall@10", *CORRELATIONS)
 SHOWN_FURTHER = ("ndcg@10", "accuracy@1", "recall@10")
 BREAKDOWNS = {
     "query_length": "By length of the question",
@@ -110,29 +116,31 @@ def metric_tables(results: Mapping[str, Any]) -> tuple[Table, Table | None]:
 
 def further_table(results: Mapping[str, Any]) -> Table | None:
     """The models that were compared besides, a row each; the difference is from each of them."""
-    further = further_models(results)
+    further, of = further_models(results), goal(results)
     if not further:
         return None
+    shown = SHOWN_FURTHER if of is RETRIEVAL else of.further
     rows = [
         Row(
             name=text.shortened(short_model_name(other["model"]), 48),
-            values=[_value(other["metrics"], metric) for metric in SHOWN_FURTHER],
-            evidence=evidence(other.get("delta", {}).get(METRIC)),
+            values=[_value(other["metrics"], metric) for metric in shown],
+            evidence=evidence(other.get("delta", {}).get(of.metric)),
         )
         for other in further
     ]
-    columns = [text.breakable(text.metric_name(metric)) for metric in SHOWN_FURTHER]
+    columns = [text.breakable(text.metric_name(metric)) for metric in shown]
     return Table("Model", columns, rows, f"{NAMES[lead(results)]} minus it", stacked=True)
 
 
 def result_charts(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """(caption, chart): all systems by the metric, and the differences."""
-    bars = [Bar(NAMES[key], results[key][METRIC], key) for key in present_systems(results)]
+    of = goal(results)
+    bars = [Bar(NAMES[key], results[key][of.metric], key) for key in present_systems(results)]
     bars += [
-        Bar(text.shortened(short_model_name(other["model"]), 36), other["metrics"][METRIC], "further")
+        Bar(text.shortened(short_model_name(other["model"]), 36), other["metrics"][of.metric], "further")
         for other in further_models(results)
     ]
-    caption = f"{METRIC.upper()} on the test questions"
+    caption = f"{of.name} on the test {of.item}s"
     return [(caption, bar_chart("bars", caption, bars)), *_intervals(results)]
 
 
@@ -156,8 +164,8 @@ def _metric_table(results: Mapping[str, Any], metrics: Sequence[str]) -> Table:
                 values=[_value(results[key], metric) for key in systems],
                 evidence=evidence(delta.get(metric)),
                 # NDCG, MRR and MAP have one row each and stand together.
-                starts_group=previous not in (None, family) and family not in ("ndcg", "mrr", "map"),
-                judged=metric == METRIC,
+                starts_group=previous not in (None, family) and family not in ("ndcg", "mrr", "map", *CORRELATIONS),
+                judged=metric == goal(results).metric,
             )
         )
         previous = family

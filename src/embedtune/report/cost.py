@@ -153,6 +153,8 @@ def _smallest_that_keeps(entries: list[Mapping[str, Any]]) -> str:
     full = entries[0]
     kept = [entry for entry in entries if entry[METRIC] >= KEPT * full[METRIC]]
     smallest = min(kept, key=lambda entry: float(entry["bytes"]))
+    if not full[METRIC]:
+        return f"The full vectors' {METRIC.upper()} is 0, so there is nothing to keep."
     if smallest["bytes"] >= full["bytes"]:
         return f"No smaller size keeps {100 * KEPT:.0f}\N{NO-BREAK SPACE}% of the full vectors' {METRIC.upper()}."
     quality, storage = (100 * smallest[key] / full[key] for key in (METRIC, "bytes"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from embedtune.report.goals import goal
 from embedtune.report.systems import further_models, lead, reference, reference_phrase, short_model_name
 from embedtune.report.text import counted, metric_name, shortened
 from embedtune.report.verdict import METRIC, Outcome, outcome, signed, too_small, verdict
@@ -44,18 +45,20 @@ def headline(results: Mapping[str, Any]) -> str:
     """
     if lead(results) == "tuned":
         return verdict(results)
-    questions = counted(results["data"]["test_queries"], "question")
-    model, value = shortened(short_model_name(results["base_model"]), 60), results["model"][METRIC]
+    of = goal(results)
+    tested, value = of.counted(of.number(results)), results["model"][of.metric]
+    model = shortened(short_model_name(results["base_model"]), 60)
     if reference(results) is None:
         bm25 = f"; plain word search (BM25) reaches {results['bm25'][METRIC]:.3f}" if results.get("bm25") else ""
-        return f"On {questions} {model} reaches an {METRIC.upper()} of {value:.3f}{bm25}."
-    difference, other = results["delta"][METRIC], shortened(reference_phrase(results), 60)
+        return f"On {tested} {model} reaches {of.measured} of {value:.3f}{bm25}."
+    difference, other = results["delta"][of.metric], shortened(reference_phrase(results), 60)
     finding = {
-        "better": f"{model} finds the right passage better than {other}",
-        "worse": f"{model} finds the right passage worse than {other}",
+        "better": f"{model} {of.succeeds} better than {other}",
+        "worse": f"{model} {of.succeeds} worse than {other}",
         "open": f"no difference between {model} and {other} can be shown",
     }[outcome(difference)]
-    return f"On {questions} {finding}: {METRIC.upper()} is {value:.3f} against {results['against'][METRIC]:.3f}, " + (
+    return (
+        f"On {tested} {finding}: {of.name} is {value:.3f} against {results['against'][of.metric]:.3f}, "
         f"{_evidence(difference, '95 % interval ')}."
     )
 
@@ -76,9 +79,10 @@ def recommendation(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
     """What follows from the findings, in one sentence; empty where nothing was trained and so nothing is decided."""
     if lead(results) != "tuned":
         return ""
-    gain = outcome(results["delta"][METRIC])
+    of = goal(results)
+    gain = outcome(results["delta"][of.metric])
     if gain == "worse":
-        return "No: it ranks worse than the base model."
+        return f"No: it {of.loses} than the base model."
     if gain == "open":
         return "Not on this evidence: no gain over the base model can be shown."
     bm25 = results.get("delta_to", {}).get("bm25", {}).get(METRIC)
@@ -103,11 +107,12 @@ def bin_name(by: str, label: str) -> str:
 
 def _against_reference(results: Mapping[str, Any]) -> Iterator[Finding]:
     if reference(results) is not None:
-        difference = results["delta"][METRIC]
+        of = goal(results)
+        difference = results["delta"][of.metric]
         yield Finding(
             f"Better than {shortened(reference_phrase(results), 40)}?",
             _ANSWERS[outcome(difference)],
-            f"{METRIC.upper()} {_evidence(difference)}",
+            f"{of.name} {_evidence(difference)}",
         )
 
 
@@ -144,11 +149,12 @@ def _against_hybrid(results: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _against_further(results: Mapping[str, Any]) -> Iterator[Finding]:
+    of = goal(results)
     for other in further_models(results):
-        difference = other.get("delta", {}).get(METRIC)
+        difference = other.get("delta", {}).get(of.metric)
         if difference is not None:
             name = shortened(short_model_name(other["model"]), 40)
-            evidence = f"{METRIC.upper()} {_evidence(difference)}"
+            evidence = f"{of.name} {_evidence(difference)}"
             yield Finding(f"Better than {name}?", _ANSWERS[outcome(difference)], evidence)
 
 

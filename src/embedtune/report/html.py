@@ -16,13 +16,22 @@ from markupsafe import Markup
 
 from embedtune.report.audit import audit
 from embedtune.report.charts import dev_chart, loss_chart
-from embedtune.report.comparison import FAMILIES, breakdowns, further_table, metric_tables, recall, result_charts
+from embedtune.report.comparison import (
+    CORRELATIONS,
+    FAMILIES,
+    breakdowns,
+    further_table,
+    metric_tables,
+    recall,
+    result_charts,
+)
 from embedtune.report.cost import cost, sizes
 from embedtune.report.findings import findings, headline, recommendation
+from embedtune.report.goals import RETRIEVAL, Goal, goal
 from embedtune.report.questions import questions, suspects
 from embedtune.report.systems import lead, lead_phrase, reference
 from embedtune.report.text import Facts, count, duration, gibibytes, metric_name, present, rate, shortened, typeset
-from embedtune.report.verdict import METRIC, too_small
+from embedtune.report.verdict import too_small
 
 LONGEST_FACT = 300
 """Characters of a name or a path."""
@@ -37,11 +46,12 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
         folder: the run's folder, as it is to appear in the commands shown; of no account in an evaluation.
     """
     train, environment, trained = results.get("train") or {}, results.get("environment") or {}, lead(results) == "tuned"
-    found = findings(results)
+    found, of = findings(results), goal(results)
     warning = too_small(results) or ""
     table, more = metric_tables(results)
     page = _template().render(
-        metric=METRIC.upper(),
+        metric=of.name,
+        goal=of,
         trained=trained,
         title=shortened(results["base_model"], LONGEST_FACT),
         headline=typeset(headline(results)).partition(": "),
@@ -55,7 +65,7 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
         table=table,
         more=more,
         further=further_table(results),
-        families=[(metric_name(family) + "@K", meaning) for family, meaning in FAMILIES.items()],
+        families=_meanings(of),
         four_bit=_four_bit(results),
         charts=result_charts(results),
         recall=recall(results),
@@ -65,10 +75,10 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
         suspects=suspects(results),
         cost=cost(results),
         sizes=sizes(results),
-        training=_training_charts(train),
+        training=_training_charts(train, of),
         checkpoint=_checkpoint(train),
-        audit=audit(results["data"]),
-        usage=_usage(str(folder / "model") if trained else results["base_model"]),
+        audit=audit(results["data"], of),
+        usage=_usage(str(folder / "model") if trained else results["base_model"], of),
         reproduce=f"embedtune train --config {shlex.quote(str(folder / 'config.toml'))} --out ANOTHER_FOLDER",
         rebuild=f"embedtune report {shlex.quote(str(folder))}",
         speed=_speed_facts(train, environment),
@@ -97,14 +107,14 @@ def _setup(results: Mapping[str, Any]) -> Facts:
     return [(name, shortened(str(results[key]), LONGEST_FACT)) for key, name in names if results.get(key) is not None]
 
 
-def _training_charts(train: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _training_charts(train: Mapping[str, Any], of: Goal) -> list[tuple[str, Markup]]:
     """(caption, chart) of what the run recorded; none if it recorded nothing."""
     losses, evaluations = train.get("loss") or [], train.get("dev") or []
     charts = []
     if losses:
         caption = "Loss of each step and its moving mean"
         charts.append((caption, loss_chart("loss", caption, losses)))
-    metric = train.get("metric", METRIC)
+    metric = train.get("metric", of.metric)
     points = [(evaluation["step"], evaluation[metric]) for evaluation in evaluations if metric in evaluation]
     if points:
         caption = f"{metric_name(metric)} on the dev set"
@@ -138,11 +148,12 @@ def _four_bit(results: Mapping[str, Any]) -> list[str]:
     if merge is None:
         paragraphs.append("The saved model is the adapter merged into the dequantised weights that it was trained on.")
     else:
-        trained, cosine = merge["trained"][METRIC], merge["cosine"]
+        of = goal(results)
+        trained, cosine = merge["trained"][of.metric], merge["cosine"]
         paragraphs.append(
             "The saved model is the adapter merged into the original weights, as asked. That changed "
-            f"{METRIC.upper()} from {trained:.3f} as trained to {results['tuned'][METRIC]:.3f} as saved; the cosine "
-            f"similarity of the two embeddings of a passage is {cosine['mean']:.3f} on average, {cosine['min']:.3f} at "
+            f"{of.name} from {trained:.3f} as trained to {results['tuned'][of.metric]:.3f} as saved; the cosine "
+            f"similarity of the two embeddings of a text is {cosine['mean']:.3f} on average, {cosine['min']:.3f} at "
             "least."
         )
     return paragraphs
@@ -167,12 +178,15 @@ def _speed_facts(train: Mapping[str, Any], environment: Mapping[str, Any]) -> Fa
     return facts
 
 
-def _usage(model: str) -> str:
+def _meanings(of: Goal) -> Facts:
+    """What the metrics say."""
+    if of is RETRIEVAL:
+        return [(metric_name(family) + "@K", meaning) for family, meaning in FAMILIES.items()]
+    return [(metric_name(metric), meaning) for metric, meaning in CORRELATIONS.items()]
+
+
+def _usage(model: str, of: Goal) -> str:
     # A JSON string is a Python string, and quotes what a path may hold.
     path = json.dumps(model, ensure_ascii=False)
-    return (
-        "from sentence_transformers import SentenceTransformer\n"
-        f"model = SentenceTransformer({path})\n"
-        'queries = model.encode_query(["How do I ...?"])\n'
-        'passages = model.encode_document(["To do that, ..."])'
-    )
+    loading = ("from sentence_transformers import SentenceTransformer", f"model = SentenceTransformer({path})")
+    return "\n".join((*loading, *of.usage))

@@ -12,6 +12,7 @@ import torch
 
 from embedtune.data.collection import IdArray
 from embedtune.evaluation.run import Evaluation, compare
+from embedtune.evaluation.similarity import Similarity
 from embedtune.evaluation.stats import Difference
 
 SCHEMA = 1
@@ -22,7 +23,7 @@ def build_results(
     *,
     base_model: str,
     seed: int,
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[str, Evaluation | Similarity],
     delta: Mapping[str, Difference],
     **sections: Any,
 ) -> dict[str, Any]:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-METRIC = "ndcg@10"
-"""The metric that a run is judged by."""
+from embedtune.report.goals import RETRIEVAL, goal
+
+METRIC = RETRIEVAL.metric
+"""The metric that a run on questions and passages is judged by."""
 SIGNIFICANT = 0.05
 """A p-value above it leaves the difference open, whatever the interval: that of a single question has no width."""
 
 FINE_ENOUGH = 0.05
-"""A test set that shows differences of this size in `METRIC` is large enough: people who search notice them."""
+"""A test set that shows differences of this size in the metric is large enough: people who search notice them."""
 FEW_GROUPS = 50
 """Fewer independent groups of questions are too few whatever they show: they stand for little else than themselves."""
 
@@ -25,48 +27,49 @@ def verdict(results: Mapping[str, Any]) -> str:
     An open difference comes with what the test set could have shown.
 
     Args:
-        results: the content of `results.json`; read are "data", "base", "tuned", "delta" and, if there, "bm25",
-            "hybrid" and "delta_to".
+        results: the content of `results.json`; read are "task", "data", "base", "tuned", "delta" and, if there,
+            "bm25", "hybrid" and "delta_to".
     """
-    count, difference = results["data"]["test_queries"], results["delta"][METRIC]
-    questions = "question" if count == 1 else "questions"
+    of = goal(results)
+    count, difference = of.number(results), results["delta"][of.metric]
     finding = {
-        "better": "the tuned model finds the right passage better than the base model",
-        "worse": "the tuned model finds the right passage worse than the base model",
+        "better": f"the tuned model {of.succeeds} better than the base model",
+        "worse": f"the tuned model {of.succeeds} worse than the base model",
         "open": "no difference between the tuned and the base model can be shown",
     }[outcome(difference)]
+    items = of.counted(count)
     return (
-        f"On {count:,} held-out {questions} {finding}: {METRIC.upper()} went from {results['base'][METRIC]:.3f} "
-        f"to {results['tuned'][METRIC]:.3f}, {signed(difference['mean'])} ({_evidence(difference)})"
-        f"{_could_have_shown(count, difference)}{_bm25_ahead(results)}{_hybrid_ahead(results)}."
+        f"On {items.replace(' ', ' held-out ')} {finding}: {of.name} went from {results['base'][of.metric]:.3f} "
+        f"to {results['tuned'][of.metric]:.3f}, {signed(difference['mean'])} ({_evidence(difference)})"
+        f"{_could_have_shown(items, difference)}{_bm25_ahead(results)}{_hybrid_ahead(results)}."
     )
 
 
 def too_small(results: Mapping[str, Any]) -> str | None:
     """A warning, in ASCII, if the test set is too small to tell much; None if it is large enough or unknown.
 
-    Too small are fewer than `FEW_GROUPS` groups of questions, whatever they show, and a test set that leaves the
-    difference open although it could only have shown one larger than `FINE_ENOUGH`.
+    Too small are fewer than `FEW_GROUPS` groups of questions or pairs, whatever they show, and a test set that leaves
+    the difference open although it could only have shown one larger than `FINE_ENOUGH`.
 
     Args:
-        results: the content of `results.json`; read are "data", "test" and "delta", if they are there.
+        results: the content of `results.json`; read are "task", "data", "test" and "delta", if they are there.
     """
-    count, groups = results["data"]["test_queries"], results.get("test", {}).get("groups")
-    difference = results.get("delta", {}).get(METRIC, {})
+    of = goal(results)
+    count, groups = of.number(results), results.get("test", {}).get("groups")
+    difference = results.get("delta", {}).get(of.metric, {})
     detectable = difference.get("detectable")
     unclear = detectable is not None and detectable > FINE_ENOUGH and outcome(difference) == "open"
     if groups is None or (groups >= FEW_GROUPS and not unclear):
         return None
-    shared = "" if groups == count else f" in {groups:,} groups that share no right passage"
-    questions = "question" if count == 1 else "questions"
-    small = f"the test set is small: {count:,} {questions}{shared}"
+    shared = "" if groups == count else f" in {groups:,} groups that share no {of.shares}"
+    small = f"the test set is small: {of.counted(count)}{shared}"
     if detectable is None or detectable <= FINE_ENOUGH or groups == 1:
         return f"{small}, which may not stand for others; {FEW_GROUPS} or more would."
     # The standard error falls with the root of the number of groups.
     needed = math.ceil(groups * (detectable / FINE_ENOUGH) ** 2)
     return (
-        f"{small}. It shows {METRIC.upper()} differences from about {detectable:.2f} on; "
-        f"for {FINE_ENOUGH} it would take about {_rounded(needed):,} {'questions' if groups == count else 'groups'}."
+        f"{small}. It shows {of.name} differences from about {detectable:.2f} on; "
+        f"for {FINE_ENOUGH} it would take about {_rounded(needed):,} {f'{of.item}s' if groups == count else 'groups'}."
     )
 
 
@@ -96,13 +99,12 @@ def _rounded(count: int) -> int:
     return math.ceil(count / unit) * unit
 
 
-def _could_have_shown(count: int, difference: Mapping[str, Any]) -> str:
+def _could_have_shown(items: str, difference: Mapping[str, Any]) -> str:
     """A clause on the size that a difference must have to be shown, empty unless it is open and that is known."""
     detectable = difference.get("detectable")
     if detectable is None or outcome(difference) != "open" or round(detectable, 3) == 0:
         return ""
-    questions = "question" if count == 1 else "questions"
-    return f"; {count:,} {questions} like these could only have shown a difference of about {detectable:.3f} or more"
+    return f"; {items} like these could only have shown a difference of about {detectable:.3f} or more"
 
 
 def _evidence(difference: Mapping[str, Any]) -> str:

@@ -17,7 +17,16 @@ import numpy as np
 
 from embedtune.data.clean import CollectionBuilder, text_key
 from embedtune.data.collection import Collection
-from embedtune.data.columns import ANCHOR_NAMES, POSITIVE_NAMES, column_names, find_column, listed
+from embedtune.data.columns import (
+    ANCHOR_NAMES,
+    FIRST_NAMES,
+    GRADE_NAMES,
+    POSITIVE_NAMES,
+    SECOND_NAMES,
+    column_names,
+    find_column,
+    listed,
+)
 from embedtune.data.corpora import is_llamaindex
 from embedtune.data.files import SUFFIXES, Record, json_records, load_json, read_records
 from embedtune.data.lines import bare_stem, bare_suffix
@@ -25,11 +34,6 @@ from embedtune.data.read import read, read_passages
 from embedtune.errors import DataError, brief, quoted
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.run import RetrievalTask, retrieval_task
-
-FIRST_NAMES = ("sentence1", "text1", "sentence_a", "question1")
-SECOND_NAMES = ("sentence2", "text2", "sentence_b", "question2")
-SCORE_NAMES = ("score", "similarity", "similarity_score", "grade", "rating", "label")
-"""Columns of graded pairs, compared without regard to case, `_`, `-` and spaces."""
 
 _FOLDER = Path(__file__).parent
 
@@ -85,7 +89,7 @@ def read_set(source: str, *, name: str) -> GeneralSet:
     records = _records(path)
     names = column_names(records)
     first, second = find_column(names, FIRST_NAMES), find_column(names, SECOND_NAMES)
-    score = find_column(names, SCORE_NAMES)
+    score = find_column(names, GRADE_NAMES)
     if first and second and score:
         return _similarity_set(records, (first, second, score), source, name)
     if names and not (find_column(names, ANCHOR_NAMES) and find_column(names, POSITIVE_NAMES)):
@@ -148,6 +152,11 @@ def _sentence(record: Record, column: str, source: str) -> str:
 def _retrieval_set(source: str, name: str, corpus: str | None = None) -> RetrievalSet:
     builder = CollectionBuilder()
     pairs = builder.add(read(source, split="test")).pairs
+    if pairs.grades is not None:
+        raise DataError(
+            f"--forgetting {source}: its questions and passages are graded; expected labels of 0 and 1, or none. Name "
+            "the columns sentence1, sentence2 and score to have the grades compared with the model's similarity."
+        )
     if corpus is not None:
         builder.add_passages(read_passages(corpus))
     collection = builder.finish()

@@ -79,7 +79,7 @@ BACKWARD = {
     (False, 128): Table({16: Blocks(16, 4), 32: Blocks(32, 8)}, (32, Blocks(32, 8))),
     (False, 256): Table({16: Blocks(16, 4)}, (16, Blocks(16, 4))),
 }
-"""As `FORWARD`, for the backward pass. Those of half precision up to head size 64 are the best of a sweep on an H100."""
+"""As `FORWARD`, for the backward pass. In half precision up to head size 64 they are the best of a sweep on an H100."""
 
 
 def table(tables: dict[tuple[bool, int], Table], dtype: torch.dtype, head_size: int) -> Table:

@@ -19,6 +19,7 @@ from embedtune.report.card.limits import limits, protocol
 from embedtune.report.card.markdown import block, code, table, text
 from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
 from embedtune.report.card.settings import portable_toml
+from embedtune.report.goals import RETRIEVAL, SIMILARITY, goal
 from embedtune.report.text import metric_name
 from embedtune.report.verdict import METRIC, signed, verdict
 
@@ -26,7 +27,21 @@ MODEL_ID = "sentence_transformers_model_id"
 """Stands for the model's place on the Hub; Sentence Transformers' own push replaces this word, and so does ours."""
 SYSTEMS = {"base": "Base", "tuned": "Tuned", "bm25": "BM25", "hybrid": "Tuned + BM25"}
 _VERSIONS = ("torch", "transformers", "sentence-transformers", "peft")
-SHOWN_METRICS = ("ndcg@10", "mrr@10", "map@100", "accuracy@1", "accuracy@10", "recall@10", "recall@100")
+SHOWN_METRICS = (
+    *("ndcg@10", "mrr@10", "map@100", "accuracy@1", "accuracy@10", "recall@10", "recall@100"),
+    *SIMILARITY.shown,
+)
+_USAGE = {
+    "question": (
+        'queries = model.encode_query(["How do I ...?"])',
+        'passages = model.encode_document(["To do that, ...", "Another passage"])',
+        "scores = model.similarity(queries, passages)  # higher is more alike",
+    ),
+    "pair": (
+        'embeddings = model.encode(["A man plays the flute.", "Somebody makes music.", "It rains."])',
+        "scores = model.similarity(embeddings, embeddings)  # higher is more alike",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +79,7 @@ def model_card(
     """
     sections = to_dict(config) if isinstance(config, TrainConfig) else config
     name = shown_name(str(results["base_model"]))
-    title = f"{(name or 'An embedding model').rpartition('/')[2]}, fine-tuned for retrieval"
+    title = f"{(name or 'An embedding model').rpartition('/')[2]}, fine-tuned for {goal(results).purpose}"
     adapter = part == "adapter"
     head = card_data(results, sections, title=title, part=part, base=base or {})
     smaller = [row for row in results.get("sizes", []) if row["dimensions"] < model.dimensions]
@@ -74,6 +89,7 @@ def model_card(
         .render(
             title=text(title),
             what=_what(results, sections, model, adapter=adapter),
+            goal=goal(results),
             verdict=text(verdict(results)) if "delta" in results else "",
             adapter=adapter,
             usage=_usage(results, model, adapter=adapter),
@@ -109,10 +125,11 @@ def _what(results: Mapping[str, Any], config: Mapping[str, Any], model: CardMode
     made = f"a [Sentence Transformers](https://sbert.net) model, fine-tuned from {base}"
     made = f"a LoRA adapter in PEFT's format for {base}, trained" if adapter else made
     pairs, dataset = results.get("data", {}).get("train_pairs"), dataset_id(config.get("data", {}))
-    count = "question/passage pairs" if pairs is None else f"{pairs:,} question/passage pairs"
+    of = goal(results)
+    count = of.pairs if pairs is None else f"{pairs:,} {of.pairs}"
     source = "" if dataset is None else f" of {_link(dataset, 'datasets/')}"
     return (
-        f"This is {made} with embedtune on {count}{source}, to find the passages that answer a question. It maps a "
+        f"This is {made} with embedtune on {count}{source}, {of.aim}. It maps a "
         f"text to {model.dimensions:,} numbers; texts of like meaning lie close to each other."
     )
 
@@ -153,9 +170,7 @@ def _usage(results: Mapping[str, Any], model: CardModel, *, adapter: bool) -> st
     return "\n".join(
         [
             *lines,
-            'queries = model.encode_query(["How do I ...?"])',
-            'passages = model.encode_document(["To do that, ...", "Another passage"])',
-            "scores = model.similarity(queries, passages)  # higher is more alike",
+            *_USAGE[goal(results).item],
         ]
     )
 
@@ -171,7 +186,7 @@ def _usage_notes(results: Mapping[str, Any], model: CardModel, *, adapter: bool)
         for role, method in roles.items()
         if model.prompts.get(role)
     ]
-    if named:
+    if named and goal(results) is RETRIEVAL:
         notes.append(f"It was trained with prompts: {', '.join(named)}. Use these methods rather than `encode`.")
     if adapter and "quantization" in results:
         notes.append("It was trained on a base in 4 bits; on the original weights embeddings differ a little.")
@@ -222,15 +237,16 @@ def _results_notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def _further(results: Mapping[str, Any]) -> str:
+    of = goal(results)
     rows = [
         (
             shown_name(str(other["model"])) or "a local model",
-            _number(other["metrics"], METRIC),
-            _difference(other["delta"][METRIC]) if METRIC in other.get("delta", {}) else "",
+            _number(other["metrics"], of.metric),
+            _difference(other["delta"][of.metric]) if of.metric in other.get("delta", {}) else "",
         )
         for other in results.get("further", [])
     ]
-    return table(("Model", METRIC.upper(), "Tuned minus this one (95 % interval)"), rows) if rows else ""
+    return table(("Model", of.name, "Tuned minus this one (95 % interval)"), rows) if rows else ""
 
 
 def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -241,14 +257,14 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     trained, total = train.get("trainable_parameters"), train.get("total_parameters")
     versions = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
     blend = results.get("blend", {}).get("used", 1)
-    loss = "in-batch contrastive (InfoNCE); known positives are never negatives"
+    loss, scale = goal(results).loss, config.get("loss", {}).get("scale")
     facts = {
         "Pairs trained on": _count(data.get("train_pairs")),
         "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),
         "Method": method,
         "Weights while training": results.get("quantization", {}).get("what"),
         "Rank": rank,
-        "Loss": f"{loss}; scale {training['scale']:g}" if "scale" in training else loss,
+        "Loss": loss if scale is None else f"{loss}; scale {scale:g}",
         "Pairs in a batch": _count(train.get("batch_size", training.get("batch_size"))),
         "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
         "Steps": _count(train.get("steps")),

@@ -7,6 +7,7 @@ from typing import Any
 
 from embedtune.report.card.markdown import text
 from embedtune.report.card.metadata import dataset_id
+from embedtune.report.goals import RETRIEVAL, SIMILARITY, goal
 from embedtune.report.verdict import METRIC, outcome, signed
 
 FEW_QUESTIONS = 50
@@ -37,8 +38,11 @@ def limits(results: Mapping[str, Any], max_length: int) -> list[str]:
 def protocol(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """How the numbers were measured, in Markdown; empty if there are none."""
     data = results.get("data", {})
-    if "tuned" not in results or "test_queries" not in data:
+    of = goal(results)
+    if "tuned" not in results or of.tested not in data:
         return []
+    if of is SIMILARITY:
+        return _graded_protocol(results, config)
     passages = f" over {data['corpus_passages']:,} passages" if "corpus_passages" in data else ""
     lines = [f"{data['test_queries']:,} questions{passages}, exact search; the same for every column.", _split(config)]
     dropped = data.get("dropped", {}).get("leaked_pairs")
@@ -55,6 +59,23 @@ def protocol(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
     return lines
 
 
+def _graded_protocol(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    data = results["data"]
+    lines = [f"{data['test_pairs']:,} pairs: the cosine similarity of each pair's two texts, compared with its grade."]
+    given = config.get("data", {}).get("test")
+    lines.append(
+        f"No training pair shares a text with the test.{' The test pairs are a set of their own.' if given else ''}"
+    )
+    if dropped := data.get("dropped", {}).get("leaked_pairs"):
+        lines.append(f"{dropped:,} training pairs were left out because they share a text with the held-out ones.")
+    if groups := results.get("test", {}).get("groups"):
+        lines.append(
+            f"Intervals: percentile bootstrap over {groups:,} groups of pairs that share a text, 95 %. The checkpoint "
+            "was chosen on other pairs."
+        )
+    return lines
+
+
 def _split(config: Mapping[str, Any]) -> str:
     """True of every run, whether the sets were given, came with the data or were cut off."""
     apart = "No training pair shares a question or a passage with the test."
@@ -65,16 +86,17 @@ def _split(config: Mapping[str, Any]) -> str:
 
 
 def _outcome(results: Mapping[str, Any]) -> list[str]:
-    difference = results.get("delta", {}).get(METRIC)
+    of = goal(results)
+    difference = results.get("delta", {}).get(of.metric)
     found = []
     if difference is not None and outcome(difference) == "worse":
-        found.append("It is worse than its base model on the held-out questions: use the base model instead.")
+        found.append(f"It is worse than its base model on the held-out {of.item}s: use the base model instead.")
     if difference is not None and outcome(difference) == "open":
         smallest = f" It would have shown one of {difference['detectable']:.3f}." if "detectable" in difference else ""
         found.append(f"The test does not show that it is better than its base model.{smallest}")
-    questions = results.get("data", {}).get("test_queries")
-    if questions is not None and questions < FEW_QUESTIONS:
-        found.append(f"Only {questions:,} questions were tested: the intervals are rough.")
+    tested = results.get("data", {}).get(of.tested)
+    if tested is not None and tested < FEW_QUESTIONS:
+        found.append(f"Only {tested:,} {of.item}s were tested: the intervals are rough.")
     return found
 
 
@@ -124,17 +146,18 @@ def _forgetting(results: Mapping[str, Any]) -> list[str]:
     ]
     if sets:
         return worse or [f"On {len(sets)} other kinds of texts, which it was not trained on, no loss could be shown."]
+    texts = "questions and passages" if goal(results) is RETRIEVAL else "texts"
     return [
-        "It was trained and tested on one kind of questions and passages. How it does on others, in other languages or "
+        f"It was trained and tested on one kind of {texts}. How it does on others, in other languages or "
         "for other tasks was not measured; fine-tuning can make a model worse there."
     ]
 
 
 def _data(results: Mapping[str, Any], max_length: int) -> list[str]:
-    found = []
+    found, texts = [], "passages" if goal(results) is RETRIEVAL else "texts"
     if truncated := results.get("data", {}).get("truncated_passages"):
         found.append(
-            f"{truncated:,} passages of the data are longer than {max_length:,} tokens; their ends were not read."
+            f"{truncated:,} {texts} of the data are longer than {max_length:,} tokens; their ends were not read."
         )
     if suspects := results.get("suspects", {}).get("count"):
         found.append(

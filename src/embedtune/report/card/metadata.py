@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, says its documentation
 
 from embedtune.config import METRICS
+from embedtune.report.goals import SIMILARITY, goal
 
 Part = Literal["model", "adapter"]
 
@@ -100,7 +101,8 @@ def card_data(
         base: what `base_metadata` gives.
     """
     base_id, dataset = hub_id(str(results["base_model"])), dataset_id(config.get("data", {}))
-    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", "retrieval", "embedtune"]
+    tags = ["sentence-transformers", "sentence-similarity", "feature-extraction"]
+    tags += ["embedtune"] if goal(results) is SIMILARITY else ["retrieval", "embedtune"]
     tags += ["lora"] if part == "adapter" else []
     evaluations = _evaluations(results, dataset)
     return ModelCardData(
@@ -123,6 +125,21 @@ def card_data(
 def _evaluations(results: Mapping[str, Any], dataset: str | None) -> list[EvalResult]:
     """The tuned model's metrics, under the names that Sentence Transformers' own cards give them."""
     tuned = results.get("tuned", {})
+    if goal(results) is SIMILARITY:
+        return [
+            EvalResult(
+                task_type="semantic-similarity",
+                task_name="Semantic Similarity",
+                dataset_type=dataset or "unknown",
+                dataset_name="held-out pairs",
+                dataset_split="test",
+                metric_type=f"{metric}_cosine",
+                metric_name=f"{metric.capitalize()} Cosine",
+                metric_value=tuned[metric],
+            )
+            for metric in SIMILARITY.shown
+            if metric in tuned
+        ]
     return [
         EvalResult(
             task_type="information-retrieval",

@@ -16,7 +16,7 @@ _OF_THE_MACHINE = {
     "training": ("micro_batch_tokens",),
     "output": ("out", "resume"),
 }
-_OF_THE_FILES = ("anchor_column", "positive_column", "negative_columns")
+_OF_THE_FILES = ("anchor_column", "positive_column", "negative_columns", "score_column")
 _OWN_FILES = {"train": "PAIRS.jsonl", "test": "TEST.jsonl", "dev": "DEV.jsonl", "corpus": "CORPUS.jsonl"}
 
 

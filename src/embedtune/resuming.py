@@ -53,6 +53,7 @@ def same_settings(config: TrainConfig, folder: RunFolder) -> TrainConfig:
         then, now = getattr(before, section), getattr(config, section)
         names = {field.name for field in dataclasses.fields(now)}
         open_ones = {name for name in DERIVED.get(section, ()) if getattr(now, name) in (None, "auto")}
+        open_ones |= {name for name in names if _without_commit(getattr(then, name)) == getattr(now, name)}
         now = replace(now, **{name: getattr(then, name) for name in open_ones})
         for name in sorted(names - MAY_CHANGE[section]):
             if _plain(getattr(then, name)) != _plain(getattr(now, name)):
@@ -171,6 +172,11 @@ def base_fingerprint(encoder: Encoder) -> str:
 
 def _counts(split: str, then: Mapping[str, int], now: Mapping[str, int]) -> str:
     return f" ({then[split]:,} pairs then, {now[split]:,} now)" if split in then and split in now else ""
+
+
+def _without_commit(value: Any) -> Any:
+    """A hub id as it was typed before the run named the commit, `OWNER/NAME@COMMIT`."""
+    return value.partition("@")[0] if isinstance(value, str) and not Path(value).exists() else value
 
 
 def _plain(value: Any) -> Any:

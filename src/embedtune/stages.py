@@ -17,15 +17,23 @@ from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
 from embedtune.evaluation.run import evaluate_bm25 as search_by_word
+from embedtune.losses.build import ITSELF, build_loss
+from embedtune.losses.scale import LearnedScale
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
+from embedtune.models.source import named
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.batch import batch_tokens
 from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.contrastive import ContrastiveObjective, batch_tokens
+from embedtune.training.contrastive import ContrastiveObjective
+from embedtune.training.guide import guide_table
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
+from embedtune.training.objective import WithScale, check_loss
 from embedtune.training.plan import Plan, make_plan
+from embedtune.training.random_state import random_state_kept
+from embedtune.training.teacher import taught
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,13 @@ def evaluate_others(
 
 def other_models(model: ModelConfig, names: Sequence[str]) -> tuple[ModelConfig, ...]:
     """Models to compare with, each with its own prompts, computed as `model` is."""
-    own = replace(model, revision=None, memory="auto", query_prompt=None, passage_prompt=None)
+    own = replace(other_model(model), max_length=model.max_length)
     return tuple(replace(own, base=name) for name in dict.fromkeys(names))
+
+
+def other_model(model: ModelConfig) -> ModelConfig:
+    """How another model is computed beside that one; its name is still that one's."""
+    return replace(model, revision=None, memory="auto", max_length=None, query_prompt=None, passage_prompt=None)
 
 
 def build_trainer(
@@ -177,22 +190,35 @@ def build_trainer(
         plan: what `config` comes to; derived if not given.
         seed: of the data order.
         reporter: is told how it goes.
+
+    Raises:
+        ConfigError, DataError: the loss does not fit the model or the data.
+        ModelError: the guide or the teacher can't be used.
     """
     reporter, loss = reporter or SilentReporter(), loss or LossConfig()
+    check_loss(loss, encoder, splits.train)
     plan = plan or _plan(encoder, config, len(splits.train))
     largest = _largest_batch(splits, texts, config, plan, seed=seed)
     tokens = config.micro_batch_tokens or choose_micro_batch(
         encoder, splits.train, texts.queries, texts.passages, largest=largest
     )
     micro_batch = MicroBatch(tokens)
+    with random_state_kept():
+        other = other_model(encoder.source)
+        rows = taught(splits.train, splits.collection, loss, other, folder=out, reporter=reporter)
+        guide = None
+        if loss.guide is not None and loss.guide != ITSELF:
+            margin, guiding = loss.guide_margin, named(other, loss.guide)
+            guide = guide_table(guiding, rows.pairs, splits.collection, margin=margin, reporter=reporter)
+    scale = LearnedScale(loss.scale, device=encoder.device) if loss.learn_scale else None
     objective = ContrastiveObjective(
         encoder=encoder,
-        pairs=splits.train,
+        pairs=rows.pairs,
         qrels=splits.collection.qrels,
         query_tokens=texts.queries,
         passage_tokens=texts.passages,
-        scale=loss.scale,
-        both_directions=loss.both_directions,
+        loss=build_loss(loss, scale),
+        guide=guide,
         micro_batch=micro_batch,
     )
     dev = dev_task(splits, size=config.dev_corpus, seed=seed)
@@ -203,7 +229,7 @@ def build_trainer(
             "memory, so gradients are cached"
         )
     return Trainer(
-        model=encoder,
+        model=encoder if scale is None else WithScale(encoder, scale),
         objective=objective,
         evaluate=lambda: evaluate(encoder, dev, texts).means,
         pairs=splits.train,
@@ -216,6 +242,7 @@ def build_trainer(
         mixed_precision="fp16" if encoder.source.precision == "fp16" else "no",
         micro_batch=micro_batch,
         not_finite=objective.not_finite,
+        keep=rows.keep,
     )
 
 

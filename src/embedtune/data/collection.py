@@ -44,6 +44,9 @@ class Pairs:
     """Hard negatives of each row, N tuples, possibly empty and of different lengths."""
     row_ids: tuple[str, ...]
     """The `id` of each row as saved with the splits, N strings."""
+    scores: tuple[tuple[float, ...], ...] | None = None
+    """A teacher's scores: of each row's positive, then of its negatives in order; an empty tuple where there are none.
+    """
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -56,4 +59,5 @@ class Pairs:
             passage_ids=self.passage_ids[picked],
             negative_ids=tuple(self.negative_ids[row] for row in picked),
             row_ids=tuple(self.row_ids[row] for row in picked),
+            scores=None if self.scores is None else tuple(self.scores[row] for row in picked),
         )

@@ -41,6 +41,22 @@ def pin(config: ModelConfig) -> ModelConfig:
     return config if looks_like_a_folder(config.base) else replace(config, revision=find_folder(config).name)
 
 
+def named(config: ModelConfig, name: str) -> ModelConfig:
+    """The config of another model: a folder, or a hub id with or without the revision, `OWNER/NAME@REVISION`."""
+    base, _, revision = (name, "", "") if looks_like_a_folder(name) else name.partition("@")
+    return replace(config, base=base, revision=revision or None)
+
+
+def pinned_name(config: ModelConfig) -> str:
+    """The name that `named` takes, with the commit of a hub model.
+
+    Raises:
+        ModelError: as `find_folder`.
+    """
+    pinned = pin(config)
+    return pinned.base if looks_like_a_folder(pinned.base) else f"{pinned.base}@{pinned.revision}"
+
+
 def find_folder(config: ModelConfig) -> Path:
     """The folder of a model, of the Hub's cache if it is a hub id.
 

@@ -241,14 +241,13 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     trained, total = train.get("trainable_parameters"), train.get("total_parameters")
     versions = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
     blend = results.get("blend", {}).get("used", 1)
-    loss = "in-batch contrastive (InfoNCE); known positives are never negatives"
     facts = {
         "Pairs trained on": _count(data.get("train_pairs")),
         "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),
         "Method": method,
         "Weights while training": results.get("quantization", {}).get("what"),
         "Rank": rank,
-        "Loss": f"{loss}; scale {training['scale']:g}" if "scale" in training else loss,
+        "Loss": _loss(config.get("loss", {}), results.get("loss", {})),
         "Pairs in a batch": _count(train.get("batch_size", training.get("batch_size"))),
         "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
         "Steps": _count(train.get("steps")),
@@ -260,6 +259,22 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "Versions": ", ".join([f"embedtune {results['embedtune']}", *versions] if "embedtune" in results else versions),
     }
     return table(("", ""), [(key, value) for key, value in facts.items() if value not in (None, "")], numbers=False)
+
+
+def _loss(loss: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What was made smaller, in words."""
+    parts = ["in-batch contrastive (InfoNCE); known positives are never negatives"]
+    if scale := found.get("scale", loss.get("scale")):
+        parts.append(f"scale {scale:.3g}{', learned' if loss.get('learn_scale') else ''}")
+    if loss.get("distill", "none") != "none":
+        teacher = shown_name(loss.get("teacher") or "") or "given scores"
+        parts.append(f"distillation ({loss['distill']}) from {teacher}, weight {loss['distill_weight']:g}")
+    if guide := loss.get("guide"):
+        whose = "the model itself" if guide == "self" else shown_name(guide) or "another encoder"
+        parts.append(f"negatives that look like answers left out, as {whose} tells")
+    if sizes := loss.get("matryoshka"):
+        parts.append(f"at sizes {', '.join(map(str, sizes))} (Matryoshka)")
+    return "; ".join(parts)
 
 
 def _reproduce(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:

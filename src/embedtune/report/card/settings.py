@@ -31,7 +31,7 @@ def portable_toml(config: Mapping[str, Any]) -> str:
         name: {key: value for key, value in values.items() if key not in _OF_THE_MACHINE.get(name, ())}
         for name, values in config.items()
     }
-    data, model, adapter = (sections.get(name, {}) for name in ("data", "model", "adapter"))
+    data, model, loss, adapter = (sections.get(name, {}) for name in ("data", "model", "loss", "adapter"))
     own = [key for key in _OWN_FILES if data.get(key) and not dataset_id({"train": data[key]})]
     for key in own:
         data[key] = _OWN_FILES[key]
@@ -40,6 +40,9 @@ def portable_toml(config: Mapping[str, Any]) -> str:
             data.pop(key, None)
     if "base" in model and hub_id(model["base"]) is None:
         model["base"] = shown_name(model["base"]) or "BASE"
+    for key in ("teacher", "guide"):
+        if loss.get(key) and loss[key] != "self" and hub_id(loss[key]) is None:
+            loss[key] = shown_name(loss[key]) or key.upper()
     if adapter.get("start_adapter"):
         adapter["start_adapter"] = shown_name(adapter["start_adapter"]) or "START_ADAPTER"
     return tomli_w.dumps({name: values for name, values in sections.items() if values})

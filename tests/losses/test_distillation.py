@@ -52,7 +52,9 @@ def test_kl_is_sentence_transformers(temperature: float) -> None:
 
 
 def naive_margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    return torch.stack([(student[0] - s - teacher[0] + t) ** 2 for s, t in zip(student[1:], teacher[1:])]).mean()
+    return torch.stack(
+        [(student[0] - s - teacher[0] + t) ** 2 for s, t in zip(student[1:], teacher[1:], strict=True)]
+    ).mean()
 
 
 def naive_kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def naive_kl(student: Tensor, teacher: Tensor) -> Tensor:
     return 4 * (wanted * (wanted.log() - found.log())).sum()
 
 
-@pytest.mark.parametrize(("ours", "naive"), list(zip(BOTH, (naive_margin_mse, naive_kl))))
+@pytest.mark.parametrize(("ours", "naive"), list(zip(BOTH, (naive_margin_mse, naive_kl), strict=True)))
 def test_rows_with_different_numbers_of_scores(ours: Loss, naive: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Rows without a scored negative count in the mean and add nothing."""
 

@@ -52,9 +52,8 @@ def test_kl_is_sentence_transformers(temperature: float) -> None:
 
 
 def naive_margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    return torch.stack(
-        [(student[0] - s - teacher[0] + t) ** 2 for s, t in zip(student[1:], teacher[1:], strict=True)]
-    ).mean()
+    margins, wanted = student[0] - student[1:], teacher[0] - teacher[1:]
+    return torch.stack([(m - w) ** 2 for m, w in zip(margins, wanted, strict=True)]).mean()
 
 
 def naive_kl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ SCALE = 7.0
 class Given(SentenceTransformer):
     """A model that embeds what is embedded already."""
 
-    def forward(self, features: Any, **_: Any) -> Any:
-        return features
+    def forward(self, input: Any, **_: Any) -> Any:
+        return input
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2, -0.2])

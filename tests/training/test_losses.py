@@ -56,7 +56,9 @@ def teacher_folder(
     folder = tmp_path_factory.mktemp("teacher")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertForSequenceClassification(BertConfig(**bert_config, num_labels=1))
+        config = BertConfig(**bert_config)
+        config.num_labels = 1
+        model = BertForSequenceClassification(config)
     model.classifier.weight.data *= 20
     model.save_pretrained(folder)
     make_tokenizer(template=None).save_pretrained(folder)

@@ -18,7 +18,7 @@ from embedtune.config_file import to_dict
 from embedtune.report.card.limits import limits, protocol
 from embedtune.report.card.markdown import block, code, table, text
 from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
-from embedtune.report.card.settings import portable_toml
+from embedtune.report.card.settings import loss_in_words, portable_toml
 from embedtune.report.text import metric_name
 from embedtune.report.verdict import METRIC, signed, verdict
 
@@ -247,7 +247,7 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "Method": method,
         "Weights while training": results.get("quantization", {}).get("what"),
         "Rank": rank,
-        "Loss": _loss(config.get("loss", {}), results.get("loss", {})),
+        "Loss": loss_in_words(config.get("loss", {}), results.get("loss", {})),
         "Pairs in a batch": _count(train.get("batch_size", training.get("batch_size"))),
         "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
         "Steps": _count(train.get("steps")),
@@ -259,22 +259,6 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "Versions": ", ".join([f"embedtune {results['embedtune']}", *versions] if "embedtune" in results else versions),
     }
     return table(("", ""), [(key, value) for key, value in facts.items() if value not in (None, "")], numbers=False)
-
-
-def _loss(loss: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What was made smaller, in words."""
-    parts = ["in-batch contrastive (InfoNCE); known positives are never negatives"]
-    if scale := found.get("scale", loss.get("scale")):
-        parts.append(f"scale {scale:.3g}{', learned' if loss.get('learn_scale') else ''}")
-    if loss.get("distill", "none") != "none":
-        teacher = shown_name(loss.get("teacher") or "") or "given scores"
-        parts.append(f"distillation ({loss['distill']}) from {teacher}, weight {loss['distill_weight']:g}")
-    if guide := loss.get("guide"):
-        whose = "the model itself" if guide == "self" else shown_name(guide) or "another encoder"
-        parts.append(f"negatives that look like answers left out, as {whose} tells")
-    if sizes := loss.get("matryoshka"):
-        parts.append(f"at sizes {', '.join(map(str, sizes))} (Matryoshka)")
-    return "; ".join(parts)
 
 
 def _reproduce(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:

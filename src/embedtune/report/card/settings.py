@@ -46,3 +46,24 @@ def portable_toml(config: Mapping[str, Any]) -> str:
     if adapter.get("start_adapter"):
         adapter["start_adapter"] = shown_name(adapter["start_adapter"]) or "START_ADAPTER"
     return tomli_w.dumps({name: values for name, values in sections.items() if values})
+
+
+def loss_in_words(loss: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What was made smaller, for the card.
+
+    Args:
+        loss: the section [loss] of the run's config.
+        found: the results' section "loss".
+    """
+    parts = ["in-batch contrastive (InfoNCE); known positives are never negatives"]
+    if scale := found.get("scale", loss.get("scale")):
+        parts.append(f"scale {scale:.3g}{', learned' if loss.get('learn_scale') else ''}")
+    if loss.get("distill", "none") != "none":
+        teacher = shown_name(loss.get("teacher") or "") or "given scores"
+        parts.append(f"distillation ({loss['distill']}) from {teacher}, weight {loss['distill_weight']:g}")
+    if guide := loss.get("guide"):
+        whose = "the model itself" if guide == "self" else shown_name(guide) or "another encoder"
+        parts.append(f"negatives that look like answers left out, as {whose} tells")
+    if sizes := loss.get("matryoshka"):
+        parts.append(f"at sizes {', '.join(map(str, sizes))} (Matryoshka)")
+    return "; ".join(parts)

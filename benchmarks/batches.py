@@ -16,7 +16,7 @@ from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection, IdArray, Pairs
 from embedtune.data.read import read
 from embedtune.errors import DataError
-from embedtune.training.contrastive import contrastive_batch
+from embedtune.training.batch import contrastive_batch
 
 Row = tuple[str, str]
 """A question and its passage."""

@@ -25,8 +25,9 @@ from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
+from embedtune.training.batch import batch_tokens
 from embedtune.training.budget import choose_micro_batch
-from embedtune.training.contrastive import ContrastiveObjective, batch_tokens
+from embedtune.training.contrastive import ContrastiveObjective
 
 
 class _TargetReached(Exception):

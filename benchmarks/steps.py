@@ -14,9 +14,10 @@ from torch import Tensor
 from benchmarks.batches import flatten, read_batches
 from benchmarks.jobs import Method, TrainJob
 from benchmarks.measure import StepClock
-from embedtune.config import TrainingConfig
+from embedtune.config import LossConfig, TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.data.tokens import TokenTable, tokenize
+from embedtune.losses.build import build_loss
 from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints, Progress
@@ -44,8 +45,7 @@ def given_objective(encoder: Encoder, batches: str, *, scale: float) -> Contrast
         qrels={row: {row: 1.0} for row in range(len(ids_N))},
         query_tokens=tokens_of(encoder, list(queries)),
         passage_tokens=tokens_of(encoder, list(passages)),
-        scale=scale,
-        both_directions=False,
+        loss=build_loss(LossConfig(scale=scale)),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from embedtune.cli.options import parse_train
 from embedtune.config import (
     METRICS,
     AdapterConfig,
@@ -59,7 +60,19 @@ EVERYTHING = TrainConfig(
         modules_to_save=("LayerNorm",),
         merge_into="original",
     ),
-    loss=LossConfig(scale=50.0, both_directions=True),
+    loss=LossConfig(
+        scale=50.0,
+        learn_scale=True,
+        both_directions=True,
+        matryoshka=(384, 96),
+        matryoshka_weights=(1.0, 0.5),
+        distill="kl",
+        teacher="owner/reranker",
+        distill_weight=0.5,
+        distill_temperature=2.0,
+        guide="self",
+        guide_margin=0.1,
+    ),
     training=TrainingConfig(
         lr=1e-4,
         optimizer="adamw8bit",
@@ -192,6 +205,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (TrainingConfig, "weight_decay", -1.0),
         (TrainingConfig, "max_grad_norm", -1.0),
         (LossConfig, "scale", 0.0),
+        (LossConfig, "distill_weight", 0.0),
+        (LossConfig, "distill_temperature", 0.0),
+        (LossConfig, "guide_margin", 3.0),
         (TrainingConfig, "keep_last", 1),
         (TrainingConfig, "checkpoint_minutes", -1.0),
         (TrainingConfig, "dev_corpus", 0),
@@ -268,3 +284,29 @@ def test_every_metric_can_choose_the_checkpoint() -> None:
 def test_settings_do_not_change_under_way() -> None:
     with pytest.raises(AttributeError):
         TrainingConfig().lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"learn_scale": True, "scale": 200.0}, "--scale is 200.0, expected 1 to 100 with --learn-scale"),
+        ({"teacher": "owner/name"}, r"--teacher owner/name says nothing without --distill.\nType:  --distill kl"),
+        ({"distill_weight": 0.5}, "says nothing without --distill"),
+        ({"distill": "margin-mse", "distill_temperature": 2.0}, "has no meaning in --distill margin-mse"),
+        ({"guide_margin": 0.1}, "--guide-margin 0.1 says nothing without --guide"),
+        ({"matryoshka": (384, 384)}, "--matryoshka is .384, 384., expected different sizes"),
+        ({"matryoshka": (384, 0)}, "expected different sizes of 1 or more"),
+        ({"matryoshka_weights": (1.0,)}, "says nothing without --matryoshka"),
+        ({"matryoshka": (8, 4), "matryoshka_weights": (1.0,)}, "expected one for each of the 2 sizes"),
+        ({"matryoshka": (8, 4), "matryoshka_weights": (1.0, 0.0)}, "expected numbers above 0"),
+        ({"distill": "mse"}, "--distill is mse, expected one of none, kl, margin-mse"),
+    ],
+)
+def test_losses_that_make_no_sense_are_refused(given: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        LossConfig(**given)
+
+
+@pytest.mark.parametrize("typed", [["384,192,96"], ["384", "192", "96"], ["384,192", "96"]])
+def test_sizes_with_commas_or_spaces(typed: list[str]) -> None:
+    assert parse_train(["pairs.jsonl", "--matryoshka", *typed, "--seed", "3"]).loss.matryoshka == (384, 192, 96)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from torch import nn
+
 from embedtune import stages
-from embedtune.config import ModelConfig
+from embedtune.config import LossConfig, ModelConfig
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import length_statistics
@@ -17,6 +19,7 @@ from embedtune.models.encoder import Encoder
 from embedtune.models.hardware import peak_memory_bytes
 from embedtune.models.source import looks_like_a_folder
 from embedtune.training.checkpoint import Progress
+from embedtune.training.objective import WithScale
 from embedtune.training.plan import Plan
 
 
@@ -102,3 +105,15 @@ def train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -
         "loss": progress.losses,
         "dev": progress.evaluations,
     }
+
+
+def loss_facts(loss: LossConfig, model: nn.Module) -> dict[str, Any]:
+    """The section "loss": what is not as by default, and the scale that the saved weights were trained with.
+
+    Args:
+        loss: of the run.
+        model: what was trained, with the weights that are saved.
+    """
+    given = {one.name: getattr(loss, one.name) for one in fields(loss) if getattr(loss, one.name) != one.default}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    return {**plain, "scale": model.scale().item() if isinstance(model, WithScale) else loss.scale}

@@ -21,8 +21,9 @@ from embedtune.evaluation.general import general_sets
 from embedtune.evaluation.suspects import write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
-from embedtune.facts import data_facts, hub_revisions, train_facts
+from embedtune.facts import data_facts, hub_revisions, loss_facts, train_facts
 from embedtune.kernels.allocator import keep_freed_memory
+from embedtune.losses.build import ITSELF
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
@@ -33,7 +34,8 @@ from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
 from embedtune.resuming import Identity, same_settings
 from embedtune.saving import blend, merged_into_original, save, write_cards
-from embedtune.training.kinds import settings_for
+from embedtune.training.kinds import mines, settings_for
+from embedtune.training.objective import check_loss, check_loss_models
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
 from embedtune.training.random_state import same_bits
@@ -101,6 +103,8 @@ def _train(
     others = stages.check_loadable(
         stages.other_models(replace(config.model, max_length=None), config.evaluation.against)
     )
+    check_loss(config.loss, encoder, splits.train)
+    config = replace(config, loss=check_loss_models(config.loss, stages.other_model(config.model)))
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
     plan = make_plan(
@@ -109,7 +113,7 @@ def _train(
         method=config.adapter.method,
         init=config.adapter.init,
         width=encoder.width,
-        mining=config.mining.hard_negatives > 0 and not splits.collection.graded,
+        mining=mines(config, graded=splits.collection.graded),
     )
     config, of_data = _resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))
     texts = stages.tokenize(encoder, splits.collection, reporter)
@@ -165,6 +169,7 @@ def _train(
         method=config.adapter.method,
         data={**data_facts(splits), **exam.facts(texts, encoder), "hashes": identity.now["data"]["hashes"]},
         train=train_facts(progress, plan, config.training.metric, encoder),
+        loss=loss_facts(config.loss, trainer.model),
         environment={
             **identity.now["environment"],
             "base_weights": identity.now["base_weights"],
@@ -211,6 +216,11 @@ def _resolve(
         data=replace(config.data, **sources),
         training=training,
         model=replace(encoder.source, base=_absolute(config.model.base)),
+        loss=replace(
+            config.loss,
+            teacher=_absolute(config.loss.teacher),
+            guide=config.loss.guide if config.loss.guide == ITSELF else _absolute(config.loss.guide),
+        ),
         adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
         evaluation=replace(
             config.evaluation,

@@ -66,6 +66,7 @@ def same_settings(config: TrainConfig, folder: RunFolder) -> TrainConfig:
         open_ones = {name for name in DERIVED.get(section, ()) if getattr(now, name) in (None, "auto")}
         if section == "training" and (now.metric, then.metric) == (TrainingConfig.metric, GRADED_METRIC):
             open_ones.add("metric")  # graded pairs have that one
+        open_ones |= {name for name in names if _without_commit(getattr(then, name)) == getattr(now, name)}
         now = replace(now, **{name: getattr(then, name) for name in open_ones})
         for name in sorted(names - MAY_CHANGE[section]):
             if _plain(getattr(then, name)) != _plain(getattr(now, name)):
@@ -184,6 +185,11 @@ def base_fingerprint(encoder: Encoder) -> str:
 
 def _counts(split: str, then: Mapping[str, int], now: Mapping[str, int]) -> str:
     return f" ({then[split]:,} pairs then, {now[split]:,} now)" if split in then and split in now else ""
+
+
+def _without_commit(value: Any) -> Any:
+    """A hub id as it was typed before the run named the commit, `OWNER/NAME@COMMIT`."""
+    return value.partition("@")[0] if isinstance(value, str) and not Path(value).exists() else value
 
 
 def _plain(value: Any) -> Any:

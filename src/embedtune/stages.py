@@ -12,27 +12,34 @@ from torch import Tensor
 
 from embedtune.config import LossConfig, MiningConfig, ModelConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
-from embedtune.data.collection import Collection
+from embedtune.data.collection import Collection, Pairs
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
 from embedtune.evaluation.run import evaluate_bm25 as search_by_word
 from embedtune.evaluation.similarity import Similarity, measure_similarity
+from embedtune.losses.build import ITSELF, build_loss
+from embedtune.losses.scale import LearnedScale
 from embedtune.mining.mine import Mined, mine, unmined
 from embedtune.mining.pool import training_pool
 from embedtune.models.encoder import Encoder
 from embedtune.models.judge import load_judge
 from embedtune.models.load import check_encoder, load_encoder
-from embedtune.models.source import split_revision
+from embedtune.models.source import named
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.batch import batch_tokens
 from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.contrastive import ContrastiveObjective, batch_tokens
+from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.graded import GradedObjective
+from embedtune.training.guide import guide_table
 from embedtune.training.kinds import settings_for
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
+from embedtune.training.objective import WithScale, check_loss
 from embedtune.training.plan import Plan, make_plan
+from embedtune.training.random_state import random_state_kept
+from embedtune.training.teacher import taught
 
 COMMIT_SHOWN = 8
 """Characters of a commit, where it is part of a name."""
@@ -199,8 +206,8 @@ def evaluate_others(
 
 def other_models(model: ModelConfig, names: Sequence[str]) -> tuple[ModelConfig, ...]:
     """Models to compare with, each with its own prompts, computed as `model` is; OWNER/NAME@REVISION is one too."""
-    own = replace(model, revision=None, memory="auto", query_prompt=None, passage_prompt=None)
-    return tuple(replace(own, base=base, revision=revision) for base, revision in map(split_revision, names))
+    own = replace(other_model(model), max_length=model.max_length)
+    return tuple(named(own, name) for name in names)
 
 
 def mine_negatives(
@@ -239,6 +246,11 @@ def mine_negatives(
     return mine(splits, pool, queries_QE, passages_DE, config, judge=judge, seed=seed, reporter=reporter)
 
 
+def other_model(model: ModelConfig) -> ModelConfig:
+    """How another model is computed beside that one; its name is still that one's."""
+    return replace(model, revision=None, memory="auto", max_length=None, query_prompt=None, passage_prompt=None)
+
+
 def build_trainer(
     encoder: Encoder,
     splits: Splits,
@@ -263,16 +275,24 @@ def build_trainer(
         plan: what `config` comes to; derived if not given.
         seed: of the data order.
         reporter: is told how it goes.
+
+    Raises:
+        ConfigError, DataError: the loss does not fit the model or the data.
+        ModelError: the guide or the teacher can't be used.
     """
     reporter = reporter or SilentReporter()
     config, loss = settings_for(config, loss or LossConfig(), graded=splits.collection.graded)
+    check_loss(loss, encoder, splits.train)
     plan = plan or _plan(encoder, config, len(splits.train))
     largest = _largest_batch(splits, texts, config, plan, seed=seed)
     tokens = config.micro_batch_tokens or choose_micro_batch(
         encoder, splits.train, texts.queries, texts.passages, largest=largest
     )
     micro_batch = MicroBatch(tokens)
-    objective = _objective(encoder, splits, texts, loss, micro_batch)
+    scale = LearnedScale(loss.scale, device=encoder.device) if loss.learn_scale else None
+    with random_state_kept():
+        rows = taught(splits.train, splits.collection, loss, other_model(encoder.source), folder=out, reporter=reporter)
+        objective = _objective(encoder, splits, texts, loss, rows.pairs, scale, micro_batch, reporter)
     evaluate_dev = dev_evaluation(splits, texts, config, seed=seed)
     _report_plan(plan, config, splits, reporter)
     if tokens < largest:
@@ -281,7 +301,7 @@ def build_trainer(
             "memory, so gradients are cached"
         )
     return Trainer(
-        model=encoder,
+        model=encoder if scale is None else WithScale(encoder, scale),
         objective=objective,
         evaluate=lambda: evaluate_dev(encoder).means,
         pairs=splits.train,
@@ -294,22 +314,34 @@ def build_trainer(
         mixed_precision="fp16" if encoder.source.precision == "fp16" else "no",
         micro_batch=micro_batch,
         not_finite=objective.not_finite,
+        keep=rows.keep,
     )
 
 
 def _objective(
-    encoder: Encoder, splits: Splits, texts: Texts, loss: LossConfig, micro_batch: MicroBatch
+    encoder: Encoder,
+    splits: Splits,
+    texts: Texts,
+    loss: LossConfig,
+    pairs: Pairs,
+    scale: LearnedScale | None,
+    micro_batch: MicroBatch,
+    reporter: Reporter,
 ) -> ContrastiveObjective | GradedObjective:
     if loss.loss == "cosent":
-        return GradedObjective(encoder, splits.train, texts.queries, texts.passages, loss.scale, micro_batch)
+        return GradedObjective(encoder, pairs, texts.queries, texts.passages, loss.scale, micro_batch)
+    guide = None
+    if loss.guide is not None and loss.guide != ITSELF:
+        guiding = named(other_model(encoder.source), loss.guide)
+        guide = guide_table(guiding, pairs, splits.collection, margin=loss.guide_margin, reporter=reporter)
     return ContrastiveObjective(
         encoder=encoder,
-        pairs=splits.train,
+        pairs=pairs,
         qrels=splits.collection.qrels,
         query_tokens=texts.queries,
         passage_tokens=texts.passages,
-        scale=loss.scale,
-        both_directions=loss.both_directions,
+        loss=build_loss(loss, scale),
+        guide=guide,
         micro_batch=micro_batch,
     )
 

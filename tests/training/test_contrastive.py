@@ -15,16 +15,18 @@ from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from embedtune.config import AdapterConfig, TrainingConfig
+from embedtune.config import AdapterConfig, LossConfig, TrainingConfig
 from embedtune.data.collection import Pairs
 from embedtune.errors import TrainingInterrupted
+from embedtune.losses.build import build_loss
 from embedtune.losses.infonce import info_nce
 from embedtune.models.adapters import attach_adapter
 from embedtune.models.encoder import Encoder
 from embedtune.models.packing import TokenIds
 from embedtune.progress import SilentReporter
+from embedtune.training.batch import batch_tokens, contrastive_batch
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.contrastive import ContrastiveObjective, batch_tokens, contrastive_batch
+from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
@@ -82,8 +84,7 @@ def objective_of(
         qrels=qrels,
         query_tokens=encoder.token_table(texts[0], "query"),
         passage_tokens=encoder.token_table(texts[1], "passage"),
-        scale=20.0,
-        both_directions=False,
+        loss=build_loss(LossConfig()),
         micro_batch=micro_batch or MicroBatch(),
     )
 

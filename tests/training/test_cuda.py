@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedtune.config import AdapterConfig, ModelConfig, TrainingConfig
+from embedtune.config import AdapterConfig, LossConfig, ModelConfig, TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.errors import RunError
+from embedtune.losses.build import build_loss
 from embedtune.models.adapters import make_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
@@ -68,8 +69,7 @@ def make_trainer(sentences: list[str], tmp_path: Path) -> Callable[..., Trainer]
             qrels={row: {row: 1.0} for row in rows.tolist()},
             query_tokens=encoder.token_table([" ".join(w[::2]) for w in words], "query"),
             passage_tokens=encoder.token_table([" ".join(w[1::2]) for w in words], "passage"),
-            scale=20.0,
-            both_directions=True,
+            loss=build_loss(LossConfig(both_directions=True)),
             micro_batch=size,
         )
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"

@@ -15,10 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from embedtune.config import TrainingConfig
+from embedtune.config import LossConfig, TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.durations import parse_seconds
 from embedtune.errors import ConfigError, NonFiniteLossError, RunError, StorageError, TrainingInterrupted
+from embedtune.losses.build import build_loss
 from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints
@@ -200,8 +201,7 @@ def test_texts_without_finite_embeddings_are_found(
         qrels={},
         query_tokens=encoder.token_table(sentences[:4], "query"),
         passage_tokens=encoder.token_table(sentences[10:14], "passage"),
-        scale=20.0,
-        both_directions=False,
+        loss=build_loss(LossConfig()),
     )
     assert objective.not_finite(rows) == []
     embed, bad = encoder.embed, objective.passage_tokens[2]

@@ -26,9 +26,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train by this config with the terminal's reporter; also what `embedtune demo` does."""
     started = time.monotonic()
     data, against = config.data, config.evaluation
-    use_cache_without_network(
-        config.model.base, data.train, data.test, data.dev, data.corpus, *against.against, *against.forgetting
-    )
+    guide = None if config.loss.guide == "self" else config.loss.guide
+    models = (config.model.base, config.loss.teacher, guide, *against.against)
+    use_cache_without_network(*models, data.train, data.test, data.dev, data.corpus, *against.forgetting)
     console = Console()
     console.note("loading libraries")
     from embedtune.pipeline import train

@@ -1,1 +1,1 @@
-"""Contrastive losses: embeddings and who answers whom in, a scalar out."""
+"""Losses: embeddings of a batch and what is known of them in, a scalar out. `batch` has the interface."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from embedtune.losses import infonce, tiled
+from embedtune.losses.batch import Guide
 
 
 class InfoNCE(Protocol):
@@ -19,8 +20,9 @@ class InfoNCE(Protocol):
         positives_Q: Tensor,
         answers_2A: Tensor,
         *,
-        scale: float = 20.0,
+        scale: float | Tensor = 20.0,
         both_directions: bool = False,
+        guide: Guide | None = None,
     ) -> Tensor: ...
 
 

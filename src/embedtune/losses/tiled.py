@@ -3,8 +3,8 @@
 The gradients of a tile are computed at once with its loss, in the forward pass, as cut cross-entropy does (Wijmans et
 al. 2024): no score is kept, and none is computed twice.
 
-Shapes: `Q` queries, `P` passages of the batch, `E` embedding size, `A` known answers, `T` rows of a tile, `C`
-candidates that a row of it ranks.
+Shapes: `Q` queries, `P` passages of the batch, `E` embedding size, `G` the guide's, `A` known answers, `T` rows of a
+tile, `C` candidates that a row of it ranks.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from embedtune.kernels.autocast import no_autocast
+from embedtune.losses.batch import Guide
+from embedtune.losses.infonce import like_answers
 
 TILE_SCORES = 1 << 22
-"""Scores held at a time: 16 MiB in fp32, and as much again for their exponentials."""
+"""Scores held at a time: 16 MiB in fp32, as much again for their exponentials, and for the scores of a guide."""
 
 
 def info_nce(
@@ -29,12 +31,13 @@ def info_nce(
     positives_Q: Tensor,
     answers_2A: Tensor,
     *,
-    scale: float = 20.0,
+    scale: float | Tensor = 20.0,
     both_directions: bool = False,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Same signature and result as `infonce.info_nce`; computed in fp32 or better."""
     loss: Tensor = _TiledInfoNCE.apply(  # type: ignore[no-untyped-call]
-        queries_QE, passages_PE, positives_Q, answers_2A, scale, both_directions
+        queries_QE, passages_PE, scale, positives_Q, answers_2A, both_directions, guide
     )
     return loss
 
@@ -45,40 +48,52 @@ class _TiledInfoNCE(Function):
         ctx: Any,
         queries_QE: Tensor,
         passages_PE: Tensor,
+        scale: float | Tensor,
         positives_Q: Tensor,
         answers_2A: Tensor,
-        scale: float,
         both_directions: bool,
+        guide: Guide | None,
     ) -> Tensor:
         dtype = torch.promote_types(queries_QE.dtype, torch.float32)
-        batch = _Batch(queries_QE.to(dtype), passages_PE.to(dtype), positives_Q, answers_2A, scale)
+        batch = _Batch(queries_QE.to(dtype), passages_PE.to(dtype), positives_Q, answers_2A, scale, guide)
         with no_autocast(queries_QE):
             loss = batch.rank_passages()
             if both_directions:
                 loss += batch.rank_queries()
         terms = len(positives_Q) * (2 if both_directions else 1)
         ctx.factor = scale / terms
-        ctx.save_for_backward(batch.grad_queries_QE.to(queries_QE.dtype), batch.grad_passages_PE.to(passages_PE.dtype))
+        ctx.save_for_backward(
+            batch.grad_queries_QE.to(queries_QE.dtype), batch.grad_passages_PE.to(passages_PE.dtype), batch.grad_scale
+        )
+        ctx.terms = terms
         return loss / terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_queries_QE, grad_passages_PE = ctx.saved_tensors
+        grad_queries_QE, grad_passages_PE, grad_scale = ctx.saved_tensors
         factor = grad_outputs[0] * ctx.factor
-        return factor * grad_queries_QE, factor * grad_passages_PE, None, None, None, None
+        of_scale = grad_outputs[0] * grad_scale / ctx.terms if ctx.needs_input_grad[2] else None
+        return factor * grad_queries_QE, factor * grad_passages_PE, of_scale, None, None, None, None
 
 
 class _Batch:
     """A batch, and the gradients of its summed loss, but for the scale, as far as its tiles have been ranked."""
 
     def __init__(
-        self, queries_QE: Tensor, passages_PE: Tensor, positives_Q: Tensor, answers_2A: Tensor, scale: float
+        self,
+        queries_QE: Tensor,
+        passages_PE: Tensor,
+        positives_Q: Tensor,
+        answers_2A: Tensor,
+        scale: float | Tensor,
+        guide: Guide | None,
     ) -> None:
         self.queries_QE, self.passages_PE = queries_QE, passages_PE
-        self.positives_Q, self.scale = positives_Q, scale
+        self.positives_Q, self.scale, self.guide = positives_Q, scale, guide
         self.rows_A, self.columns_A = answers_2A
         self.grad_queries_QE, self.grad_passages_PE = torch.zeros_like(queries_QE), torch.zeros_like(passages_PE)
+        self.grad_scale = queries_QE.new_zeros(())
 
     def rank_passages(self) -> Tensor:
         """The summed loss of each query ranking the passages."""
@@ -87,12 +102,13 @@ class _Batch:
             # Answers of other tiles' queries go to a slot behind those of this one: selecting would wait for the GPU.
             here_A = (self.rows_A >= first) & (self.rows_A < last)
             slots_A = torch.where(here_A, self.rows_A - first, last - first)
+            masked_TP = _marked(slots_A, self.columns_A, last - first, len(self.passages_PE))[:-1]
+            own_T1 = self.positives_Q[first:last, None]
+            if self.guide is not None:
+                guide_TP = self.guide.queries_QG[first:last] @ self.guide.passages_PG.t()
+                masked_TP |= like_answers(guide_TP, own_T1, self.guide.margin)
             tile_loss, grad_TE = self._rank(
-                self.queries_QE[first:last],
-                self.passages_PE,
-                self.positives_Q[first:last],
-                _marked(slots_A, self.columns_A, last - first, len(self.passages_PE))[:-1],
-                self.grad_passages_PE,
+                self.queries_QE[first:last], self.passages_PE, own_T1, masked_TP, self.grad_passages_PE
             )
             loss += tile_loss
             self.grad_queries_QE[first:last] += grad_TE
@@ -107,12 +123,12 @@ class _Batch:
             slots_P = torch.full((len(self.passages_PE),), last - first, device=rows_Q.device)
             slots_P[positives_T] = rows_Q[: last - first]  # rows with the same passage come to share a slot
             marked = _marked(slots_P[self.columns_A], self.rows_A, last - first, len(self.queries_QE))
+            masked_TQ, own_T1 = marked[slots_P[positives_T]], rows_Q[first:last, None]
+            if self.guide is not None:
+                guide_TQ = self.guide.passages_PG[positives_T] @ self.guide.queries_QG.t()
+                masked_TQ |= like_answers(guide_TQ, own_T1, self.guide.margin)
             tile_loss, grad_TE = self._rank(
-                self.passages_PE[positives_T],
-                self.queries_QE,
-                rows_Q[first:last],
-                marked[slots_P[positives_T]],
-                self.grad_queries_QE,
+                self.passages_PE[positives_T], self.queries_QE, own_T1, masked_TQ, self.grad_queries_QE
             )
             loss += tile_loss
             self.grad_passages_PE.index_add_(0, positives_T, grad_TE)
@@ -124,18 +140,17 @@ class _Batch:
         return ((first, min(first + step, rows)) for first in range(0, rows, step))
 
     def _rank(
-        self, anchors_TE: Tensor, candidates_CE: Tensor, own_T: Tensor, masked_TC: Tensor, grad_candidates_CE: Tensor
+        self, anchors_TE: Tensor, candidates_CE: Tensor, own_T1: Tensor, masked_TC: Tensor, grad_candidates_CE: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of the anchors' own candidates, and its gradient for the anchors; adds the other one.
 
         Args:
             anchors_TE: what ranks.
             candidates_CE: what is ranked.
-            own_T: each anchor's own candidate, never masked.
+            own_T1: each anchor's own candidate, never masked.
             masked_TC: bool, candidates that are left out; written to.
             grad_candidates_CE: the gradient for the candidates is added here.
         """
-        own_T1 = own_T[:, None]
         masked_TC.scatter_(1, own_T1, False)
         scores_TC = (anchors_TE * self.scale) @ candidates_CE.t()
         scores_TC.masked_fill_(masked_TC, float("-inf"))
@@ -144,7 +159,10 @@ class _Batch:
         grad_TC = scores_TC.sub_(normaliser_T1).exp_()  # the softmax, in place
         grad_TC.scatter_add_(1, own_T1, grad_TC.new_full((1, 1), -1.0).expand_as(own_T1))
         grad_candidates_CE.addmm_(grad_TC.t(), anchors_TE)
-        return loss, grad_TC @ candidates_CE
+        grad_TE = grad_TC @ candidates_CE
+        # The scores are the scale times anchors with candidates, so its gradient is that of the anchors with these.
+        self.grad_scale += (grad_TE * anchors_TE).sum()
+        return loss, grad_TE
 
 
 def _marked(slots_A: Tensor, columns_A: Tensor, slots: int, columns: int) -> Tensor:

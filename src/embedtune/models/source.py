@@ -49,6 +49,12 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return base, revision
 
 
+def named(config: ModelConfig, name: str) -> ModelConfig:
+    """The config of another model: a folder, or a hub id with or without the revision, `OWNER/NAME@REVISION`."""
+    base, revision = split_revision(name)
+    return replace(config, base=base, revision=revision)
+
+
 def pinned_name(config: ModelConfig) -> str:
     """What names a pinned model again, from any folder: OWNER/NAME@COMMIT, or the full path."""
     if looks_like_a_folder(config.base):

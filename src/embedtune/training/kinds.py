@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from embedtune.config import GRADED_METRIC, LossConfig, TrainingConfig
+from embedtune.config import GRADED_METRIC, LossConfig, TrainConfig, TrainingConfig
 from embedtune.errors import ConfigError
 
 
@@ -29,8 +29,27 @@ def settings_for(config: TrainingConfig, loss: LossConfig, *, graded: bool) -> t
     _refuse(metric != GRADED_METRIC, f"--metric {metric}", reason, f"--metric {GRADED_METRIC}")
     _refuse(loss.both_directions, "--both-directions", reason, alternative)
     _refuse(bool(config.mined_epochs), f"--mined-epochs {config.mined_epochs}", reason, alternative)
+    for option, value in (("matryoshka", loss.matryoshka), ("guide", loss.guide), ("learn-scale", loss.learn_scale)):
+        _refuse(bool(value), f"--{option}", "CoSENT has none", alternative)
+    _refuse(loss.distill != "none", f"--distill {loss.distill}", reason, alternative)
     _refuse(config.passage_once, "--passage-once", reason, alternative)
     return replace(config, metric=metric), replace(loss, loss="cosent")
+
+
+def mines(config: TrainConfig, *, graded: bool) -> bool:
+    """Whether there can be phases with mined negatives: of questions and passages, without a teacher's scores.
+
+    Raises:
+        ConfigError: such phases were asked for beside a teacher, who has not scored what is mined in the middle of a run.
+    """
+    distills = config.loss.distill != "none"
+    if distills and config.training.mined_epochs:
+        raise ConfigError(
+            f"--mined-epochs {config.training.mined_epochs:g} mines in the middle of the run, and --distill "
+            f"{config.loss.distill} needs a teacher's scores before it.\n"
+            "Type:  embedtune mine TRAIN --out mined.jsonl   first, then train on that file without --mined-epochs."
+        )
+    return config.mining.hard_negatives > 0 and not graded and not distills
 
 
 def _refuse(condition: bool, option: str, reason: str, alternative: str) -> None:

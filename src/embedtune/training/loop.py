@@ -77,6 +77,8 @@ class Trainer:
     whether steps of the phase were taken before. The objective may change with it."""
     not_finite: Callable[[IdArray], list[str]] | None = None
     """Names texts of these rows whose embeddings are NaN or infinite."""
+    keep: Callable[[], None] | None = None
+    """Writes what a resumed run is to find, once there is a folder to write to."""
 
     def run(self, *, resume: bool, stop: StopRequest | None = None) -> Progress:
         """Train; the model ends with the weights of the best evaluation.
@@ -133,6 +135,8 @@ class Trainer:
         state = State(accelerator, trained, batches, stop, Progress())
         try:
             self.checkpoints.open()
+            if self.keep is not None:
+                self.keep()
             saved = self.checkpoints.load_newest(trained, warn=self.reporter.warn) if resume else None
         except OSError as error:
             raise StorageError(

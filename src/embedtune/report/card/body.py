@@ -18,7 +18,7 @@ from embedtune.config_file import to_dict
 from embedtune.report.card.limits import limits, protocol
 from embedtune.report.card.markdown import block, code, table, text
 from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
-from embedtune.report.card.settings import portable_toml
+from embedtune.report.card.settings import loss_in_words, portable_toml
 from embedtune.report.goals import RETRIEVAL, SIMILARITY, goal
 from embedtune.report.text import metric_name
 from embedtune.report.verdict import METRIC, signed, verdict
@@ -257,14 +257,13 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     trained, total = train.get("trainable_parameters"), train.get("total_parameters")
     versions = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
     blend = results.get("blend", {}).get("used", 1)
-    loss, scale = goal(results).loss, config.get("loss", {}).get("scale")
     facts = {
         "Pairs trained on": _count(data.get("train_pairs")),
         "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),
         "Method": method,
         "Weights while training": results.get("quantization", {}).get("what"),
         "Rank": rank,
-        "Loss": loss if scale is None else f"{loss}; scale {scale:g}",
+        "Loss": loss_in_words(goal(results).loss, config.get("loss", {}), results.get("loss", {})),
         "Pairs in a batch": _count(train.get("batch_size", training.get("batch_size"))),
         "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
         "Steps": _count(train.get("steps")),

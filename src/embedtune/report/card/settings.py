@@ -33,7 +33,7 @@ def portable_toml(config: Mapping[str, Any]) -> str:
         name: {key: value for key, value in values.items() if key not in _OF_THE_MACHINE.get(name, ())}
         for name, values in config.items()
     }
-    data, model, adapter = (sections.get(name, {}) for name in ("data", "model", "adapter"))
+    data, model, loss, adapter = (sections.get(name, {}) for name in ("data", "model", "loss", "adapter"))
     own = [key for key in _OWN_FILES if data.get(key) and not dataset_id({"train": data[key]})]
     for key in own:
         data[key] = _OWN_FILES[key]
@@ -44,6 +44,9 @@ def portable_toml(config: Mapping[str, Any]) -> str:
         data["labels"] = "LABELS.jsonl"
     if "base" in model and hub_id(model["base"]) is None:
         model["base"] = shown_name(model["base"]) or "BASE"
+    for key in ("teacher", "guide"):
+        if loss.get(key) and loss[key] != "self" and hub_id(loss[key]) is None:
+            loss[key] = shown_name(loss[key]) or key.upper()
     if adapter.get("start_adapter"):
         adapter["start_adapter"] = shown_name(adapter["start_adapter"]) or "START_ADAPTER"
     public = {name: _without_paths(values) for name, values in sections.items()}
@@ -64,3 +67,25 @@ def _is_path(value: Any) -> bool:
         return False
     absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
     return absolute or value.startswith(("~", "./", "../", ".\\", "..\\"))
+
+
+def loss_in_words(name: str, loss: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What was made smaller, for the card.
+
+    Args:
+        name: what it is called.
+        loss: the section [loss] of the run's config.
+        found: the results' section "loss".
+    """
+    parts = [name]
+    if scale := found.get("scale", loss.get("scale")):
+        parts.append(f"scale {scale:.3g}{', learned' if loss.get('learn_scale') else ''}")
+    if loss.get("distill", "none") != "none":
+        teacher = shown_name(loss.get("teacher") or "") or "given scores"
+        parts.append(f"distillation ({loss['distill']}) from {teacher}, weight {loss['distill_weight']:g}")
+    if guide := loss.get("guide"):
+        whose = "the model itself" if guide == "self" else shown_name(guide) or "another encoder"
+        parts.append(f"negatives that look like answers left out, as {whose} tells")
+    if sizes := loss.get("matryoshka"):
+        parts.append(f"at sizes {', '.join(map(str, sizes))} (Matryoshka)")
+    return "; ".join(parts)

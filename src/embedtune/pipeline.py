@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from embedtune.assessment import assess, examine
 from embedtune.config import TrainConfig
 from embedtune.config_file import to_toml
 from embedtune.data.fingerprint import data_hashes
-from embedtune.data.hub import is_hub_id, pin
-from embedtune.data.prepare import Splits, prepare, write_splits
+from embedtune.data.prepare import prepare, write_splits
 from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending
 from embedtune.evaluation.general import general_sets
@@ -29,10 +27,11 @@ from embedtune.models.recompute import recompute_layers
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
+from embedtune.resolving import resolve
 from embedtune.resuming import Identity, same_settings
 from embedtune.saving import blend, merged_into_original, save, write_cards
 from embedtune.training.optim import check_8bit
-from embedtune.training.plan import Plan, make_plan
+from embedtune.training.plan import make_plan
 from embedtune.training.random_state import same_bits
 from embedtune.training.signals import StopRequest, stop_requests
 
@@ -83,7 +82,7 @@ def _train(
     sets = general_sets(config.evaluation.forgetting)
     identity.check_data(data_hashes(splits), {name: len(pairs) for name, pairs in splits.pairs.items()})
     plan = make_plan(config.training, len(splits.train), method=config.adapter.method, init=config.adapter.init)
-    _report_splits(splits, reporter)
+    stages.report_splits(splits, reporter)
 
     reporter.stage("Base model")
     keep_freed_memory()
@@ -97,7 +96,7 @@ def _train(
     others = stages.check_loadable(others)
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
-    config, of_data = _resolve(config, plan, encoder)
+    config, of_data = resolve(config, plan, encoder)
     texts = stages.tokenize(encoder, splits.collection, reporter)
     test = stages.held_out_task(splits)
     bm25 = stages.evaluate_bm25(test, splits.collection, reporter)
@@ -167,54 +166,6 @@ def _train(
     write_cards(results, config, encoder, folder)
     write_text(folder.report, build_html(results, folder.root))
     return results
-
-
-def _resolve(config: TrainConfig, plan: Plan, encoder: Encoder) -> tuple[TrainConfig, dict[str, str | None]]:
-    """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run.
-
-    Returns:
-        The config, and the commits of data sets of the Hub.
-    """
-    training = replace(config.training, batch_size=plan.batch_size, eval_steps=plan.eval_steps, lr=plan.lr)
-    sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus", "labels")}
-    commits: dict[str, str | None] = {}
-    for name, source in sources.items():
-        if source and name != "labels" and not Path(source).exists() and is_hub_id(source):
-            sources[name], commits[name] = pin(source)
-    resolved = replace(
-        config,
-        data=replace(config.data, **sources),
-        training=training,
-        model=replace(encoder.source, base=_absolute(config.model.base)),
-        adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
-        evaluation=replace(
-            config.evaluation,
-            against=tuple(map(_absolute, config.evaluation.against)),
-            forgetting=tuple(map(_absolute, config.evaluation.forgetting)),
-        ),
-        output=replace(config.output, out=config.output.out.absolute(), resume=False),
-    )
-    return resolved, commits
-
-
-def _absolute(source: str | None) -> Any:
-    """A file or folder by its full path; a hub id, or nothing, as it is."""
-    path = Path(source or "").expanduser()
-    return str(path.absolute()) if source and path.exists() else source
-
-
-def _report_splits(splits: Splits, reporter: Reporter) -> None:
-    for note in splits.notes:
-        reporter.note(note)
-    for warning in splits.warnings:
-        reporter.warn(warning)
-    reporter.note(
-        f"{len(splits.train):,} pairs to train on, {len(splits.dev):,} to choose the checkpoint on, "
-        f"{len(splits.test):,} to test on; {len(splits.collection.passages):,} distinct passages"
-    )
-    dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in splits.dropped.items() if count]
-    if dropped:
-        reporter.note("not used: " + ", ".join(dropped))
 
 
 def _make_trainable(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> dict[str, Any]:

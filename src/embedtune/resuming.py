@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedtune.config import TrainConfig
-from embedtune.config_file import load_toml
+from embedtune.config_file import Config, load_config
 from embedtune.errors import ConfigError, DataError, ModelError, OutputError, brief
 from embedtune.export.run_folder import RunFolder
 from embedtune.models.encoder import Encoder
@@ -28,6 +27,7 @@ MAY_CHANGE = {
         "deterministic",
     },
     "loss": set(),
+    "tuning": {"trials", "time_budget"},
     "output": {"out", "resume"},
 }
 """Settings that say where and how a run computes, and not what. The base model is known by its weights, wherever it
@@ -36,23 +36,29 @@ evaluated and reported is no part of the training."""
 DERIVED = {
     "model": {"max_length", "precision"},
     "training": {"lr", "batch_size", "eval_steps", "micro_batch_tokens"},
+    "tuning": {"dials"},
 }
 """Where these are left open, they are what they were."""
 SAMPLED_VALUES = 1024
 """Of each tensor of the base model, for its fingerprint."""
 
 
-def same_settings(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+def same_settings(config: Config, folder: RunFolder, *, command: str = "train") -> Config:
     """The config to resume the run of that folder with: what it leaves open is as it was.
+
+    Args:
+        config: as given now.
+        folder: holds the config as it was.
+        command: what made the run, for the message.
 
     Raises:
         ConfigError: it contradicts the run's own; the message shows each difference.
     """
-    before, differences = load_toml(folder.config), list[str]()
-    for section in MAY_CHANGE:
+    before, differences = load_config(type(config), folder.config), list[str]()
+    for section in [name for name in MAY_CHANGE if hasattr(config, name)]:
         then, now = getattr(before, section), getattr(config, section)
         names = {field.name for field in dataclasses.fields(now)}
-        open_ones = {name for name in DERIVED.get(section, ()) if getattr(now, name) in (None, "auto")}
+        open_ones = {name for name in DERIVED.get(section, ()) if getattr(now, name) in (None, "auto", ())}
         now = replace(now, **{name: getattr(then, name) for name in open_ones})
         for name in sorted(names - MAY_CHANGE[section]):
             if _plain(getattr(then, name)) != _plain(getattr(now, name)):
@@ -62,8 +68,8 @@ def same_settings(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     if differences:
         raise ConfigError(
             f"--resume: the run in {folder.root} was made with other settings:\n" + "\n".join(differences) + "\n"
-            f"Type:  embedtune train --config {folder.config} --resume   to go on with it, or leave --resume out and "
-            "give another --out."
+            f"Type:  embedtune {command} --config {folder.config} --resume   to go on with it, or leave --resume out "
+            "and give another --out."
         )
     return config
 

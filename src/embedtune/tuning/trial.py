@@ -1,0 +1,92 @@
+"""One training of a search, on data that was read, split and tokenised once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from embedtune import stages
+from embedtune.config import TrainConfig
+from embedtune.data.prepare import Splits
+from embedtune.evaluation.run import RetrievalTask
+from embedtune.models.adapters import make_trainable
+from embedtune.models.encoder import Encoder
+from embedtune.models.recompute import recompute_layers
+from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.checkpoint import Progress
+from embedtune.training.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all trainings of a search share. The test split has no part in any of them."""
+
+    splits: Splits
+    texts: stages.Texts
+    dev: RetrievalTask
+    """The same for every seed, so that only the training differs."""
+
+
+def train_once(
+    config: TrainConfig,
+    material: Material,
+    folder: Path,
+    *,
+    watch: Callable[[float], None],
+    stop: StopRequest,
+    reporter: Reporter,
+) -> Progress:
+    """Train by this config, from the base model as it is on the disk: nothing of an earlier training is left in it.
+
+    Args:
+        config: of this training; its seed is that of the data order and the adapter's start.
+        material: what to train and to evaluate on.
+        folder: for checkpoints and logs.
+        watch: is given the dev metric at each evaluation; what it raises ends the training.
+        stop: the request of the search.
+        reporter: is told how the training goes.
+
+    Returns:
+        How it went; `best_metric` is the dev metric that counts.
+
+    Raises:
+        RunError, TrainingInterrupted: as `Trainer.run`.
+    """
+    encoder = _trainable(config)
+    trainer = stages.build_trainer(
+        encoder,
+        material.splits,
+        material.texts,
+        config.training,
+        out=folder,
+        loss=config.loss,
+        seed=config.output.seed,
+        reporter=reporter,
+    )
+
+    def evaluate() -> Mapping[str, float]:
+        metrics = stages.evaluate(encoder, material.dev, material.texts).means
+        watch(metrics[config.training.metric])
+        return metrics
+
+    return replace(trainer, evaluate=evaluate).run(resume=False, stop=stop)
+
+
+def _trainable(config: TrainConfig) -> Encoder:
+    """The base model, with what is trained attached or freed."""
+    low_memory = config.model.memory == "low"
+    encoder = stages.load(
+        config.model, SilentReporter(), four_bit=low_memory, master_weights=config.adapter.trains_weights
+    )
+    torch.manual_seed(config.output.seed)
+    if config.adapter.method == "qlora" and not low_memory:
+        from embedtune.models.quantize import quantize  # needs bitsandbytes
+
+        quantize(encoder, low_memory=False)
+    make_trainable(encoder, config.adapter)
+    if config.training.gradient_checkpointing:
+        recompute_layers(encoder.backbone)
+    return encoder

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from embedtune.config import OutputConfig
 from embedtune.config.tuning import TuneConfig
 from embedtune.config_file import to_toml
 from embedtune.export.run_folder import write_text
@@ -53,7 +54,8 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 def write(summary: Mapping[str, Any], config: TuneConfig, study: Study, folder: SearchFolder) -> None:
     """Write `trials.jsonl`, `best.toml` and `tune.html`, each whole."""
     write_text(folder.trials, to_lines([*study.trials, *study.repeats]))
-    write_text(folder.best, to_toml(with_values(config, summary["best"]["values"])))
+    best = with_values(config, summary["best"]["values"])
+    write_text(folder.best, to_toml(replace(best, output=replace(best.output, out=OutputConfig().out))))
     write_text(folder.page, build_page(summary, folder.root))
 
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+State = Literal["finished", "pruned", "failed"]
+"""Trained to its end; stopped as hopeless; or ended by an error."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -14,8 +17,7 @@ class Trial:
 
     number: int | None
     """From 0 on, the default recipe; None for a repeat of it."""
-    state: Literal["finished", "pruned", "failed"]
-    """Trained to its end; stopped as hopeless; or ended by an error."""
+    state: State
     values: Mapping[str, float]
     """Of the dials, by their options."""
     seed: int
@@ -24,6 +26,7 @@ class Trial:
     dev: Sequence[float]
     """The dev metric at each evaluation, the first one before the first step."""
     steps: int = 0
+    """Up to the last evaluation."""
     best_step: int = 0
     seconds: float = 0.0
     """Of the whole trial: loading, training, evaluations."""

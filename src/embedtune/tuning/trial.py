@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.checkpoint import Progress
 from embedtune.training.signals import StopRequest
 
+Watch = Callable[[int, float], None]
+"""Told the step of an evaluation and its dev metric; what it raises ends the training."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -35,7 +39,7 @@ def train_once(
     material: Material,
     folder: Path,
     *,
-    watch: Callable[[float], None],
+    watch: Watch,
     stop: StopRequest,
     reporter: Reporter,
 ) -> Progress:
@@ -45,7 +49,7 @@ def train_once(
         config: of this training; its seed is that of the data order and the adapter's start.
         material: what to train and to evaluate on.
         folder: for checkpoints and logs.
-        watch: is given the dev metric at each evaluation; what it raises ends the training.
+        watch: is called at each evaluation.
         stop: the request of the search.
         reporter: is told how the training goes.
 
@@ -67,9 +71,11 @@ def train_once(
         reporter=reporter,
     )
 
+    plan, evaluations = trainer.plan, itertools.count()
+
     def evaluate() -> Mapping[str, float]:
         metrics = stages.evaluate(encoder, material.dev, material.texts).means
-        watch(metrics[config.training.metric])
+        watch(min(next(evaluations) * plan.eval_steps, plan.steps), metrics[config.training.metric])
         return metrics
 
     return replace(trainer, evaluate=evaluate).run(resume=False, stop=stop)

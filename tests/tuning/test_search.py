@@ -40,8 +40,10 @@ pytest.importorskip("optuna")
 
 from embedtune.tuning import trials as trials_module
 from embedtune.tuning.search import tune
+from embedtune.tuning.space import with_values
 from embedtune.tuning.study import Asked
 from embedtune.tuning.trial import Material, train_once
+from embedtune.tuning.trials import Trials
 
 
 class Interrupts(SilentReporter):
@@ -58,10 +60,10 @@ class Interrupts(SilentReporter):
 @pytest.fixture(scope="module")
 def config(pairs_file: Path, st_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TuneConfig:
     return TuneConfig(
-        data=DataConfig(train=str(pairs_file), near_duplicates=0.0),
-        model=ModelConfig(base=str(st_folder), device="cpu", precision="fp32", max_length=16),
+        data=DataConfig(train=str(pairs_file), near_duplicates=0.0, dev_fraction=0.3),
+        model=ModelConfig(base=str(st_folder), device="cpu", precision="fp32"),
         adapter=AdapterConfig(rank=4),
-        training=TrainingConfig(epochs=0.6, batch_size=16, lr=0.01),
+        training=TrainingConfig(epochs=0.6, batch_size=16, lr=0.01, metric="map@100"),
         tuning=TuningConfig(dials=("lr", "batch-size", "rank"), trials=4),
         output=OutputConfig(out=tmp_path_factory.mktemp("searches") / "search"),
     )
@@ -114,7 +116,7 @@ def test_the_best_config_trains_to_the_same_dev_metric(
     best = load_toml(config.output.out / "best.toml")
     assert best.training.lr == summary["best"]["values"]["lr"]
     results = train(replace(best, output=replace(best.output, out=tmp_path / "run")))
-    assert [one["ndcg@10"] for one in results["train"]["dev"]] == summary["best"]["dev"]
+    assert [one["map@100"] for one in results["train"]["dev"]] == summary["best"]["dev"]
 
 
 def test_a_trial_alone_gives_what_it_gave_after_others(
@@ -137,6 +139,7 @@ def test_a_trial_alone_gives_what_it_gave_after_others(
         reporter=SilentReporter(),
     )
     assert seen == last["dev"]
+    assert len(set(seen)) > 2
     assert (progress.best_metric, progress.step) == (last["metric"], last["steps"])
 
 
@@ -236,7 +239,6 @@ def test_a_time_budget_that_is_over_is_no_error(
     slow = replace(config, training=replace(config.training, epochs=400.0))
     quick = to(config, tmp_path / "quick", time_budget="5m")
     assert len(tune(quick)["trials"]) < 4
-    assert count == 3 or len(json.loads(f"[{','.join((quick.output.out / 'trials.jsonl').open())}]")) <= 3
     assert (quick.output.out / "best.toml").is_file()
     count = 2
     with pytest.raises(TrainingInterrupted, match="over before the default recipe was trained once") as caught:
@@ -253,13 +255,15 @@ def test_no_trial_is_begun_that_would_not_fit(config: TuneConfig, tmp_path: Path
         def note(self, text: str) -> None:
             told.append(text)
 
-    def later(self: Any) -> float:
-        return 1e-3
+    def late(*fields: Any) -> Trials:
+        trials = Trials(*fields)
+        trials.stop.deadline = time.monotonic() + 1e-3
+        return trials
 
     out = tmp_path / "out"
     tune(to(config, out, trials=1, repeats=0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopRequest, "seconds_left", property(later))
+        patch.setattr("embedtune.tuning.search.Trials", late)
         summary = tune(to(config, out, resume=True, trials=2, repeats=0, time_budget="5m"), Notes())
     assert len(summary["trials"]) == 1
     assert "--time-budget 5m: no time for another trial" in told

@@ -299,11 +299,11 @@ def test_a_hopeless_trial_ends_at_its_evaluation(
     config: TuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Asked, "is_hopeless", lambda self, evaluation, metric: self.trial.number > 0 and evaluation == 2
+        Asked, "is_hopeless", lambda self, evaluation, metric: self.trial.number > 0 and evaluation == 1
     )
     summary = tune(to(config, tmp_path / "out", trials=2, repeats=0))
     finished, pruned = summary["trials"]
-    assert (pruned["state"], pruned["metric"], len(pruned["dev"])) == ("pruned", None, 3)
+    assert (pruned["state"], pruned["metric"], len(pruned["dev"])) == ("pruned", None, 2)
     assert 0 < pruned["steps"] < finished["steps"]
     assert summary["best"] == finished
 

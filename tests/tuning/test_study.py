@@ -97,8 +97,11 @@ def test_half_a_line_at_the_end_is_cut_off(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code":4,"worker')
-    assert len(study(tmp_path).trials) == 1
+    again = study(tmp_path)
+    assert len(again.trials) == 1
     assert journal.read_bytes().startswith(whole + b"{")
+    one_trial(again)
+    assert len(study(tmp_path).trials) == 2
 
 
 @pytest.mark.parametrize("line", [b"gibberish\n", b"[1]\n", b'{"op_code": 99}\n', b"\x80\x04K\x01.\n"])

@@ -65,7 +65,7 @@ class Study:
             )
             self.trials: list[Trial] = self._over()
             self.repeats = [Trial(**repeat) for repeat in self._study.user_attrs.get(REPEATS, [])]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
             raise OutputError(
                 f"{journal} can't be read, so nothing tells what was tried: {brief(str(error), 200)}\n"
                 "Leave --resume out and give another --out to search anew."

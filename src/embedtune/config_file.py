@@ -21,32 +21,51 @@ else:
     import tomli as tomllib
 
 Section = TypeVar("Section")
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def load_toml(path: Path) -> TrainConfig:
-    """Read a TOML file with a section for each topic of `TrainConfig`, such as [data]; all are optional.
+    """`load_config` of a training run."""
+    return load_config(TrainConfig, path)
+
+
+def load_config(kind: type[Config], path: Path) -> Config:
+    """Read a TOML file with a section for each topic of that config, such as [data]; all are optional.
 
     Raises:
         ConfigError: the file can't be read, or has a section, a key or a value that isn't known.
     """
+    return build(kind, read_toml(path), source=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, whatever it is about.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: no such file.") from None
     except (OSError, ValueError) as error:  # an integer of thousands of digits is a ValueError alone
         raise ConfigError(f"--config {path}: not a readable TOML file: {brief(str(error), 300)}") from None
     except RecursionError:
         raise ConfigError(f"--config {path}: not a readable TOML file: nested too deeply.") from None
-    return from_dict(document, source=str(path))
 
 
 def from_dict(document: Mapping[str, Any], *, source: str) -> TrainConfig:
-    """Build a `TrainConfig` from nested mappings, such as a parsed TOML file.
+    """`build` of a training run."""
+    return build(TrainConfig, document, source=source)
+
+
+def build(kind: type[Config], document: Mapping[str, Any], *, source: str) -> Config:
+    """Build a config from nested mappings, such as a parsed TOML file.
 
     Raises:
         ConfigError: a section, a key or a value isn't known; the message names the valid ones.
     """
-    sections = typing.get_type_hints(TrainConfig)
+    sections = typing.get_type_hints(kind)
     if unknown := sorted(set(document) - set(sections)):
         raise ConfigError(f"{source}: unknown section [{brief(unknown[0])}]; the sections are {_brackets(sections)}.")
     built = {}
@@ -54,7 +73,7 @@ def from_dict(document: Mapping[str, Any], *, source: str) -> TrainConfig:
         if not isinstance(values, Mapping):
             raise ConfigError(f"{source}: '{name}' must be a section, [{name}], not {quoted(values)}.")
         built[name] = _section(sections[name], values, where=f"{source}, [{name}]")
-    return TrainConfig(**built)
+    return kind(**built)
 
 
 def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,10 +30,27 @@ def clear_ending(folder: RunFolder, lock: RunLock, stop: StopRequest) -> Iterato
         RunError: memory ran out.
     """
     try:
-        with stop.at_once(reserve=EXIT_SECONDS):
+        with clear_errors(folder, lock, _kept), stop.at_once(reserve=EXIT_SECONDS):
             yield
     except Stopped:
         raise TrainingInterrupted(_stopped(folder), stop.exit_code or TrainingInterrupted.exit_code) from None
+
+
+@contextmanager
+def clear_errors(folder: RunFolder, lock: RunLock, kept: Callable[[RunFolder], str]) -> Iterator[None]:
+    """The part of `clear_ending` that is about errors.
+
+    Args:
+        folder: of the run.
+        lock: as of `clear_ending`.
+        kept: says what is saved, a sentence, when something went wrong.
+
+    Raises:
+        StorageError: a file can't be written.
+        RunError: memory ran out.
+    """
+    try:
+        yield
     except (EmbedtuneError, BrokenPipeError):
         raise
     except (OSError, SafetensorError) as error:
@@ -41,13 +58,13 @@ def clear_ending(folder: RunFolder, lock: RunLock, stop: StopRequest) -> Iterato
             raise
         path = Path(getattr(error, "filename", None) or folder.results)
         raise StorageError(
-            f"the run in {folder.root} can't go on: {why_not_written(error, path)}.\n{_kept(folder)}"
+            f"the run in {folder.root} can't go on: {why_not_written(error, path)}.\n{kept(folder)}"
         ) from error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise RunError(
-            f"memory ran out: {str(error).splitlines()[0]}\n{_kept(folder)} "
+            f"memory ran out: {str(error).splitlines()[0]}\n{kept(folder)} "
             "Less memory: a smaller --max-length or --batch-size, --device cpu."
         ) from error
 

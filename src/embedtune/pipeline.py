@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from embedtune import stages
 from embedtune.config import TrainConfig
 from embedtune.config_file import to_toml
 from embedtune.data.fingerprint import data_hashes
-from embedtune.data.hub import is_hub_id, pin
-from embedtune.data.prepare import Splits, prepare, write_splits
+from embedtune.data.prepare import prepare, write_splits
 from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending
 from embedtune.evaluation.general import general_sets
@@ -23,7 +21,6 @@ from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import data_facts, hub_revisions, loss_facts, train_facts
 from embedtune.kernels.allocator import keep_freed_memory
-from embedtune.losses.build import ITSELF
 from embedtune.models.adapters import check_trainable, make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
@@ -32,12 +29,13 @@ from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results, environment
+from embedtune.resolving import resolve
 from embedtune.resuming import Identity, same_settings
 from embedtune.saving import blend, merged_into_original, save, write_cards
 from embedtune.training.kinds import mines, settings_for
 from embedtune.training.objective import check_loss, check_loss_models
 from embedtune.training.optim import check_8bit
-from embedtune.training.plan import Plan, make_plan
+from embedtune.training.plan import make_plan
 from embedtune.training.random_state import same_bits
 from embedtune.training.signals import StopRequest, stop_requests
 
@@ -90,7 +88,7 @@ def _train(
     config = replace(config, training=training, loss=loss)
     identity.check_data(data_hashes(splits), {name: len(pairs) for name, pairs in splits.pairs.items()})
     make_plan(config.training, len(splits.train))  # says what can't be planned, before the model is loaded
-    _report_splits(splits, reporter)
+    stages.report_splits(splits, reporter)
 
     reporter.stage("Base model")
     keep_freed_memory()
@@ -115,7 +113,7 @@ def _train(
         width=encoder.width,
         mining=mines(config, graded=splits.collection.graded),
     )
-    config, of_data = _resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))
+    config, of_data = resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))
     texts = stages.tokenize(encoder, splits.collection, reporter)
     exam = set_exam(splits.collection, splits.test, reporter, seed=seed)
     base = exam.examine(encoder, texts, sets, reporter, label="base model on the test set")
@@ -186,71 +184,6 @@ def _train(
     write_cards(results, config, encoder, folder)
     write_text(folder.report, build_html(results, folder.root))
     return results
-
-
-def _resolve(
-    config: TrainConfig, plan: Plan, encoder: Encoder, *, others: tuple[str, ...]
-) -> tuple[TrainConfig, dict[str, str | None]]:
-    """The config with every derived value filled in; given to `train` again, from any folder, it repeats the run.
-
-    Returns:
-        The config, and the commits of data sets of the Hub.
-    """
-    training = replace(
-        config.training,
-        batch_size=plan.batch_size,
-        eval_steps=plan.eval_steps,
-        lr=plan.lr,
-        epochs=plan.epochs,
-        mined_epochs=plan.mined_epochs,
-        mined_lr=plan.phases[-1].lr if plan.mined_epochs else config.training.mined_lr,
-        mined_batch_size=plan.phases[-1].batch_size if plan.mined_epochs else config.training.mined_batch_size,
-    )
-    sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus", "labels")}
-    commits: dict[str, str | None] = {}
-    for name, source in sources.items():
-        if source and name != "labels" and not Path(source).exists() and is_hub_id(source):
-            sources[name], commits[name] = pin(source)
-    resolved = replace(
-        config,
-        data=replace(config.data, **sources),
-        training=training,
-        model=replace(encoder.source, base=_absolute(config.model.base)),
-        loss=replace(
-            config.loss,
-            teacher=_absolute(config.loss.teacher),
-            guide=config.loss.guide if config.loss.guide == ITSELF else _absolute(config.loss.guide),
-        ),
-        adapter=replace(config.adapter, start_adapter=_absolute(config.adapter.start_adapter)),
-        evaluation=replace(
-            config.evaluation,
-            against=others,
-            forgetting=tuple(map(_absolute, config.evaluation.forgetting)),
-        ),
-        output=replace(config.output, out=config.output.out.absolute(), resume=False),
-    )
-    return resolved, commits
-
-
-def _absolute(source: str | None) -> Any:
-    """A file or folder by its full path; a hub id, or nothing, as it is."""
-    path = Path(source or "").expanduser()
-    return str(path.absolute()) if source and path.exists() else source
-
-
-def _report_splits(splits: Splits, reporter: Reporter) -> None:
-    for note in splits.notes:
-        reporter.note(note)
-    for warning in splits.warnings:
-        reporter.warn(warning)
-    reporter.note(
-        f"{len(splits.train):,} pairs to train on, {len(splits.dev):,} to choose the checkpoint on, "
-        f"{len(splits.test):,} to test on; {len(splits.collection.passages):,} distinct "
-        f"{'sentences' if splits.collection.sentences else 'passages'}"
-    )
-    dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in splits.dropped.items() if count]
-    if dropped:
-        reporter.note("not used: " + ", ".join(dropped))
 
 
 def _make_trainable(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedtune.config import GRADED_METRIC, TrainConfig, TrainingConfig
-from embedtune.config_file import load_toml
+from embedtune.config import GRADED_METRIC, TrainingConfig
+from embedtune.config_file import Config, load_config
 from embedtune.errors import ConfigError, DataError, ModelError, OutputError, brief
 from embedtune.export.run_folder import RunFolder
 from embedtune.models.encoder import Encoder
@@ -29,6 +29,7 @@ MAY_CHANGE = {
     },
     "loss": set(),
     "mining": set(),
+    "tuning": {"trials", "time_budget"},
     "output": {"out", "resume"},
 }
 """Settings that say where and how a run computes, and not what. The base model is known by its weights, wherever it
@@ -47,23 +48,29 @@ DERIVED = {
         "micro_batch_tokens",
     },
     "loss": {"loss"},
+    "tuning": {"dials"},
 }
 """Where these are left open, they are what they were."""
 SAMPLED_VALUES = 1024
 """Of each tensor of the base model, for its fingerprint."""
 
 
-def same_settings(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+def same_settings(config: Config, folder: RunFolder, *, command: str = "train") -> Config:
     """The config to resume the run of that folder with: what it leaves open is as it was.
+
+    Args:
+        config: as given now.
+        folder: holds the config as it was.
+        command: what made the run, for the message.
 
     Raises:
         ConfigError: it contradicts the run's own; the message shows each difference.
     """
-    before, differences = load_toml(folder.config), list[str]()
-    for section in MAY_CHANGE:
+    before, differences = load_config(type(config), folder.config), list[str]()
+    for section in [name for name in MAY_CHANGE if hasattr(config, name)]:
         then, now = getattr(before, section), getattr(config, section)
         names = {field.name for field in dataclasses.fields(now)}
-        open_ones = {name for name in DERIVED.get(section, ()) if getattr(now, name) in (None, "auto")}
+        open_ones = {name for name in DERIVED.get(section, ()) if getattr(now, name) in (None, "auto", ())}
         if section == "training" and (now.metric, then.metric) == (TrainingConfig.metric, GRADED_METRIC):
             open_ones.add("metric")  # graded pairs have that one
         open_ones |= {name for name in names if _without_commit(getattr(then, name)) == getattr(now, name)}
@@ -76,8 +83,8 @@ def same_settings(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     if differences:
         raise ConfigError(
             f"--resume: the run in {folder.root} was made with other settings:\n" + "\n".join(differences) + "\n"
-            f"Type:  embedtune train --config {folder.config} --resume   to go on with it, or leave --resume out and "
-            "give another --out."
+            f"Type:  embedtune {command} --config {folder.config} --resume   to go on with it, or leave --resume out "
+            "and give another --out."
         )
     return config
 

@@ -115,6 +115,22 @@ def _report_truncated(tokens: TokenTable, what: str, encoder: Encoder, reporter:
         )
 
 
+def report_splits(splits: Splits, reporter: Reporter) -> None:
+    """What was read, how it was split, and what was not used."""
+    for note in splits.notes:
+        reporter.note(note)
+    for warning in splits.warnings:
+        reporter.warn(warning)
+    reporter.note(
+        f"{len(splits.train):,} pairs to train on, {len(splits.dev):,} to choose the checkpoint on, "
+        f"{len(splits.test):,} to test on; {len(splits.collection.passages):,} distinct "
+        f"{'sentences' if splits.collection.sentences else 'passages'}"
+    )
+    dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in splits.dropped.items() if count]
+    if dropped:
+        reporter.note("not used: " + ", ".join(dropped))
+
+
 def held_out_task(splits: Splits) -> RetrievalTask:
     """The questions of the test split, asked of every passage there is."""
     return retrieval_task(splits.collection, splits.test.query_ids, np.arange(len(splits.collection.passages)))

@@ -172,8 +172,8 @@ def test_without_a_network_the_cache_is_used_but_a_proxy_is_a_network(
 
 
 def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune"]) == 2
-    assert "no command 'tune'" in capsys.readouterr().err
+    assert main(["tunes"]) == 2
+    assert "no command 'tunes'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["train", "x.jsonl", "--rang", "8"])
     assert stopped.value.code == 2

@@ -19,6 +19,7 @@ from embedtune.errors import EmbedtuneError, readable
 
 COMMANDS = {
     "train": "fine-tune an encoder on question/passage pairs",
+    "tune": "search for better settings by the dev split",
     "eval": "measure retrieval with a model on a test file",
     "mine": "add hard negatives to question/passage pairs",
     "encode": "embed the texts of a file",

@@ -10,7 +10,7 @@ from typing import TypeVar
 import tyro
 
 from embedtune.config import TrainConfig
-from embedtune.config_file import load_toml
+from embedtune.config_file import Config, load_config
 
 Options = TypeVar("Options")
 
@@ -26,13 +26,15 @@ def parse(options: type[Options], arguments: Sequence[str], *, command: str, def
 
 
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
-    """Options of `embedtune train`; `--config FILE.toml` gives the values that the others then override."""
+    """Options of `embedtune train`."""
+    return parse_with_file(TrainConfig, arguments, command="train")
+
+
+def parse_with_file(kind: type[Config], arguments: Sequence[str], *, command: str) -> Config:
+    """Options of a command with a config; `--config FILE.toml` gives the values that the others then override."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     found, others = finder.parse_known_args(list(arguments))
     return parse(
-        TrainConfig,
-        others,
-        command="train",
-        default=None if found.config is None else load_toml(found.config),
+        kind, others, command=command, default=None if found.config is None else load_config(kind, found.config)
     )

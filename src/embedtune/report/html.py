@@ -49,7 +49,7 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
     found, of = findings(results), goal(results)
     warning = too_small(results) or ""
     table, more = metric_tables(results)
-    page = _template().render(
+    page = page_template("report.html.j2").render(
         metric=of.name,
         goal=of,
         trained=trained,
@@ -90,7 +90,8 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A page of `page/`; everything put into it is escaped."""
     environment = Environment(
         loader=PackageLoader("embedtune.report", "page"),
         autoescape=True,
@@ -98,7 +99,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _setup(results: Mapping[str, Any]) -> Facts:

@@ -40,7 +40,7 @@ def mines(config: TrainConfig, *, graded: bool) -> bool:
     """Whether there can be phases with mined negatives: of questions and passages, without a teacher's scores.
 
     Raises:
-        ConfigError: such phases were asked for beside a teacher, who has not scored what is mined in the middle of a run.
+        ConfigError: such phases were asked for beside a teacher, who has not scored what is mined in mid-run.
     """
     distills = config.loss.distill != "none"
     if distills and config.training.mined_epochs:

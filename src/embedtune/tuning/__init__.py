@@ -1,0 +1,1 @@
+"""The search for better settings: what is tried, one training a trial, what is kept, what came of it."""

@@ -1,0 +1,118 @@
+"""One training of a search, on data that was read, split and tokenised once for all of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from embedtune import stages
+from embedtune.config import TrainConfig
+from embedtune.data.prepare import Splits
+from embedtune.evaluation.run import RetrievalTask
+from embedtune.export.run_folder import RunFolder
+from embedtune.models.adapters import make_trainable
+from embedtune.models.encoder import Encoder
+from embedtune.models.recompute import recompute_layers
+from embedtune.phases import MinedPhases
+from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.checkpoint import Progress
+from embedtune.training.kinds import mines
+from embedtune.training.plan import Plan, make_plan
+from embedtune.training.signals import StopRequest
+
+Watch = Callable[[int, float], None]
+"""Told the step of an evaluation and its dev metric; what it raises ends the training."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all trainings of a search share. The test split has no part in any of them."""
+
+    splits: Splits
+    texts: stages.Texts
+    dev: RetrievalTask
+    """The same for every seed, so that only the training differs."""
+
+
+def train_once(
+    config: TrainConfig,
+    material: Material,
+    folder: Path,
+    *,
+    watch: Watch,
+    stop: StopRequest,
+    reporter: Reporter,
+) -> Progress:
+    """Train by this config, from the base model as it is on the disk: nothing of an earlier training is left in it.
+
+    Args:
+        config: of this training; its seed is that of the data order and the adapter's start.
+        material: what to train and to evaluate on.
+        folder: for checkpoints and logs.
+        watch: is called at each evaluation.
+        stop: the request of the search.
+        reporter: is told how the training goes.
+
+    Returns:
+        How it went; `best_metric` is the dev metric that counts.
+
+    Raises:
+        RunError, TrainingInterrupted: as `Trainer.run`.
+    """
+    encoder = _trainable(config)
+    trainer = stages.build_trainer(
+        encoder,
+        material.splits,
+        material.texts,
+        config.training,
+        out=folder,
+        loss=config.loss,
+        plan=trial_plan(config, encoder, len(material.splits.train)),
+        seed=config.output.seed,
+        reporter=reporter,
+    )
+    trainer = MinedPhases(
+        trainer, encoder, material.splits, material.texts, config.mining, RunFolder(folder), reporter=reporter
+    ).trainer
+
+    plan, evaluations = trainer.plan, itertools.count()
+
+    def evaluate() -> Mapping[str, float]:
+        metrics = stages.evaluate(encoder, material.dev, material.texts).means
+        watch(min(next(evaluations) * plan.eval_steps, plan.steps), metrics[config.training.metric])
+        return metrics
+
+    return replace(trainer, evaluate=evaluate).run(resume=False, stop=stop)
+
+
+def trial_plan(config: TrainConfig, encoder: Encoder, pairs: int) -> Plan:
+    """What a training by this config does."""
+    return make_plan(
+        config.training,
+        pairs,
+        method=config.adapter.method,
+        init=config.adapter.init,
+        width=encoder.width,
+        mining=mines(config, graded=False),
+    )
+
+
+def _trainable(config: TrainConfig) -> Encoder:
+    """The base model, with what is trained attached or freed."""
+    low_memory = config.model.memory == "low"
+    encoder = stages.load(
+        config.model, SilentReporter(), four_bit=low_memory, master_weights=config.adapter.trains_weights
+    )
+    torch.manual_seed(config.output.seed)
+    if config.adapter.method == "qlora" and not low_memory:
+        from embedtune.models.quantize import quantize  # needs bitsandbytes
+
+        quantize(encoder, low_memory=False)
+    make_trainable(encoder, config.adapter)
+    if config.training.gradient_checkpointing:
+        recompute_layers(encoder.backbone)
+    return encoder

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,3 +110,23 @@ def test_an_index_is_searched_more_than_once() -> None:
         found = index.search(queries, k)
         assert torch.equal(found.ids_QK, expected.ids_QK)
         assert torch.equal(found.scores_QK, expected.scores_QK)
+
+
+STARTS_NO_JAX = """
+import sys, types
+from pathlib import Path
+folder = Path(sys.argv[1], "jax")
+folder.mkdir()
+(folder / "__init__.py").write_text("raise SystemExit('JAX was started')")
+sys.path.insert(0, sys.argv[1])
+from embedtune.retrieval.bm25 import bm25_search
+print(bm25_search(["red"], ["blue sky", "red rose"], 1).ids_QK.tolist(), "jax" in sys.modules)
+"""
+
+
+def test_jax_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
+    """It takes three quarters of a GPU's memory when it starts."""
+    ran = subprocess.run(
+        [sys.executable, "-c", STARTS_NO_JAX, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (ran.stdout, ran.returncode) == ("[[1]] False\n", 0), ran.stderr

@@ -190,7 +190,7 @@ def test_the_peak_that_is_counted_is_the_one_the_allocator_sees(
         return torch.cuda.max_memory_allocated() - before
 
     run(2_000)
-    counted = peak_bytes(lambda: run(4_000)) - peak_bytes(lambda: run(2_000))
+    counted = peak_bytes(lambda: run(4_000), encoder.device) - peak_bytes(lambda: run(2_000), encoder.device)
     assert counted == pytest.approx(allocated(4_000) - allocated(2_000), rel=0.1)
 
 

@@ -65,12 +65,18 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min([available, *_left_in_control_groups()]))
 
 
-def peak_bytes(compute: Callable[[], object]) -> int:
+def peak_bytes(compute: Callable[[], object], device: torch.device | None = None) -> int:
     """Most memory that tensors which come up in a computation hold at once; its backward pass is seen too.
 
-    Tensors that were there before count as well, once they are used, so it is the difference between two such numbers
-    that says something. What an operation takes for itself and gives back is not seen.
+    On CUDA the allocator tells. On a CPU tensors that were there before count as well, once they are used, so it is the
+    difference between two such numbers that says something; what an operation takes for itself and gives back is not
+    seen.
     """
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        compute()
+        return torch.cuda.max_memory_allocated(device) - before
     with _Storages() as storages:
         compute()
     peak: int = storages.peak

@@ -17,11 +17,13 @@ Shapes: `Q` queries, `D` passages, `K` results per query.
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -88,11 +90,23 @@ class WordIndex:
         )
 
 
+def _import_bm25s() -> ModuleType:
+    """The library: only once it is needed, as it loads numba, which takes seconds, and without JAX.
+
+    It would start JAX where that is installed, and JAX takes three quarters of a GPU's memory and keeps them.
+    """
+    if "jax" in sys.modules:
+        return importlib.import_module("bm25s")
+    sys.modules["jax"] = None  # type: ignore[assignment]  # to import it is an ImportError then
+    try:
+        return importlib.import_module("bm25s")
+    finally:
+        del sys.modules["jax"]
+
+
 def _build_index(corpus_token_ids: list[list[int]], vocabulary: dict[str, int]) -> Any:
     """The bm25s index; bm25s has no types."""
-    # Here, not at the top: bm25s loads numba where it is installed, which takes seconds.
-    import bm25s
-
+    bm25s = _import_bm25s()
     # bm25s sets its logger to DEBUG, so its messages would show in any program that logs at all.
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75, backend="numpy")

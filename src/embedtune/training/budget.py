@@ -99,8 +99,8 @@ def _measure(encoder: Encoder, text: TokenIds) -> float:
     encoder.train()
     with random_state_kept():
         # Twice as many first: what is made at the first pass and kept would otherwise be missing from the difference.
-        double = peak_bytes(lambda: _forward_backward(encoder, [text] * 2 * copies))
-        single = peak_bytes(lambda: _forward_backward(encoder, [text] * copies))
+        double = peak_bytes(lambda: _forward_backward(encoder, [text] * 2 * copies), encoder.device)
+        single = peak_bytes(lambda: _forward_backward(encoder, [text] * copies), encoder.device)
     encoder.train(was_training)
     return max(1.0, (double - single) / (copies * len(text)))
 

@@ -40,6 +40,10 @@ def adapter(out: Path) -> bytes:
     return (out / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def read_rows(out: Path, name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (out / "splits" / f"{name}.jsonl").read_text().splitlines()]
+
+
 class StopsAfter(SilentReporter):
     """Presses Ctrl-C after a step."""
 
@@ -78,10 +82,9 @@ def test_the_second_phase_trains_with_what_the_first_one_s_model_mined(
     assert (mined["rows"], mined["asked"], mined["mined"]) == (train_pairs, 2, 2 * train_pairs)
     assert [phase["mines"] for phase in results["train"]["phases"]] == [False, True]
     assert (seen[:5], sum(seen[5:])) == ([0] * 5, 2 * train_pairs)
-    rows = [json.loads(line) for line in (out / "splits" / "mined-1.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in (out / "splits/train.jsonl").open()]
-    files = [out / "splits" / f"{name}.jsonl" for name in ("dev", "test")]
-    held_out = {json.loads(line)["positive"] for file in files for line in file.open()}
+    rows, train_rows, dev, test = (read_rows(out, name) for name in ("mined-1", "train", "dev", "test"))
+    assert [row["id"] for row in rows] == [row["id"] for row in train_rows]
+    held_out = {row["positive"] for row in dev + test}
     assert all(row["negative_1"] not in held_out | {row["positive"]} for row in rows)
     written = load_toml(out / "config.toml")
     assert (written.training.mined_epochs, written.training.mined_lr, written.training.epochs) == (1, 0.005, 1)

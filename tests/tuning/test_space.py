@@ -17,7 +17,7 @@ from embedtune.tuning.space import default_values, search_space, with_values
 
 def config(*dials: str, **sections: Any) -> TuneConfig:
     return TuneConfig(
-        training=sections.pop("training", TrainingConfig(lr=2e-3, batch_size=64)),
+        training=sections.pop("training", TrainingConfig(lr=2e-3, batch_size=64, epochs=2.0)),
         tuning=TuningConfig(dials=dials),
         **sections,
     )

@@ -43,7 +43,7 @@ def search_space(
     """The dials of a search.
 
     Args:
-        config: with learning rate and batch size filled in.
+        config: with learning rate, batch size and epochs filled in.
         pairs: rows to train on.
         usable_adapter: whether the model takes such an adapter.
 

@@ -52,8 +52,8 @@ CARRIED_OVER = {
 }  # fmt: skip
 """Settings that the peer has too."""
 WITHOUT_EFFECT = {
-    "training": {"micro_batch_tokens", "gradient_checkpointing", "keep_last", "checkpoint_minutes", "max_time",
-                 "deterministic"},
+    "training": {"recipe", "micro_batch_tokens", "gradient_checkpointing", "keep_last", "checkpoint_minutes",
+                 "max_time", "deterministic"},
 }  # fmt: skip
 """Settings that change how a run goes and not what it learns."""
 NOT_OF_TRAINING = {"data", "model", "evaluation", "output"}
@@ -219,6 +219,13 @@ def fit(
 
 def not_carried_over(config: TrainConfig) -> list[str]:
     """Settings of the training, other than the defaults, that the peer does without."""
+    loss, training, mining = config.loss, config.training, config.mining
+    if loss.loss == "contrastive":  # what auto comes to, and what the peer has
+        loss = dataclasses.replace(loss, loss="auto")
+    if not training.mined_epochs:  # then nothing was mined, whatever the settings of it
+        training = dataclasses.replace(training, mined_epochs=None, mined_lr=None, mined_batch_size=None)
+        mining = type(mining)()
+    config = dataclasses.replace(config, loss=loss, training=training, mining=mining)
     names = []
     for section in dataclasses.fields(config):
         given = getattr(config, section.name)

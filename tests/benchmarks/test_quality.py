@@ -189,8 +189,13 @@ def test_what_is_done_is_kept_when_it_is_stopped(
 ) -> None:
     text = TWO_VARIANTS.replace('"0.05"', f'"0.05", "--signal", "{int(number)}"')
     options = QualityOptions(description=describe(tmp_path, text), out=tmp_path / "runs")
-    with pytest.raises(TrainingInterrupted, match="type the same command") as stopped:
-        benchmark(options)
+    # A shell that starts a command in the background has it ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(TrainingInterrupted, match="type the same command") as stopped:
+            benchmark(options)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.value.exit_code == 130
     assert calls(fake) == 4
     assert "+0.0500" in capsys.readouterr().out

@@ -67,7 +67,7 @@ class MinedPhases:
             self._write(number, mined.pairs, facts)
             self._reporter.note(_what_was_mined(facts))
         assert isinstance(self._objective, ContrastiveObjective)
-        self._objective.pairs = replace(self._splits.train, negative_ids=negatives)
+        self._objective.pairs = replace(self._objective.pairs, negative_ids=negatives)
         self.facts.append(facts)
 
     def _take_up_facts(self, number: int) -> None:

@@ -38,6 +38,15 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.decode().splitlines()]
 
 
+def test_scores_of_a_teacher_stay_out_as_they_miss_what_was_mined(pairs: Path, st_folder: Path, tmp_path: Path) -> None:
+    rows = [{**row, "negative_1": "zo zu", "scores": [4.0, 1.0]} for row in lines(pairs)]
+    pairs.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    out = tmp_path / "mined.jsonl"
+    assert run(pairs, "--base", st_folder, "--out", out, "--max-score-ratio", 100) == 0
+    assert all(len(row.negatives) == 3 for row in read(str(out)).rows)
+    assert all("scores" not in row for row in lines(out))
+
+
 def test_what_is_written_is_read_by_train(
     pairs: Path, st_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

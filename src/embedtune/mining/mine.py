@@ -190,7 +190,7 @@ def _mined(pairs: Pairs, rows: Sequence[_Row], pool: Pool, config: MiningConfig,
     }
     negative_ids = tuple((*given, *row.added) for given, row in zip(pairs.negative_ids, rows, strict=True))
     return Mined(
-        pairs=replace(pairs, negative_ids=negative_ids),
+        pairs=replace(pairs, negative_ids=negative_ids, scores=None),  # a teacher has not scored what was added
         facts=facts,
         scores=tuple(row.scores for row in rows),
         added=tuple(len(row.added) for row in rows),

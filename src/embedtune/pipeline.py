@@ -32,7 +32,7 @@ from embedtune.report.results import build_results, environment
 from embedtune.resolving import resolve
 from embedtune.resuming import Identity, same_settings
 from embedtune.saving import blend, merged_into_original, save, write_cards
-from embedtune.training.kinds import mines, settings_for
+from embedtune.training.kinds import run_plan, settings_for
 from embedtune.training.objective import check_loss, check_loss_models
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import make_plan
@@ -105,14 +105,7 @@ def _train(
     config = replace(config, loss=check_loss_models(config.loss, stages.other_model(config.model)))
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
-    plan = make_plan(
-        config.training,
-        len(splits.train),
-        method=config.adapter.method,
-        init=config.adapter.init,
-        width=encoder.width,
-        mining=mines(config, graded=splits.collection.graded),
-    )
+    plan = run_plan(config, len(splits.train), width=encoder.width, graded=splits.collection.graded)
     config, of_data = resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))
     texts = stages.tokenize(encoder, splits.collection, reporter)
     exam = set_exam(splits.collection, splits.test, reporter, seed=seed)

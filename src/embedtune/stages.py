@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedtune.config import LossConfig, MiningConfig, ModelConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
-from embedtune.data.collection import Collection, Pairs
+from embedtune.data.collection import Collection, IdArray, Pairs
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
@@ -141,11 +141,16 @@ def dev_task(splits: Splits, *, size: int, seed: int) -> RetrievalTask:
 
     Without the others the search would be too easy; with all of them it would take longer than the training between.
     """
-    dev = np.unique(splits.dev.passage_ids)
-    others = np.setdiff1d(splits.train.passage_ids, dev)
-    wanted = min(max(0, size - len(dev)), len(others))
+    dev, others, wanted = _dev_corpus(splits, size)
     corpus = np.concatenate([dev, np.random.default_rng(seed).choice(others, wanted, replace=False)])
     return retrieval_task(splits.collection, splits.dev.query_ids, corpus)
+
+
+def _dev_corpus(splits: Splits, size: int) -> tuple[IdArray, IdArray, int]:
+    """The dev passages, the training passages beside them, and how many of these are searched too."""
+    dev = np.unique(splits.dev.passage_ids)
+    others = np.setdiff1d(splits.train.passage_ids, dev)
+    return dev, others, min(max(0, size - len(dev)), len(others))
 
 
 def dev_evaluation(
@@ -373,8 +378,10 @@ def _report_plan(plan: Plan, config: TrainingConfig, splits: Splits, reporter: R
             f"{phase.steps:,} {'further ' if phase.first_step else ''}steps of {phase.batch_size} pairs "
             f"({detail}{accumulated}), learning rate {phase.lr:g} after {phase.warmup_steps} warm-up steps"
         )
-    passages = 0 if graded else len(dev_task(splits, size=config.dev_corpus, seed=0).passage_ids)
-    among = f"on {len(splits.dev):,} pairs" if graded else f"among {passages:,} passages"
+    among = f"on {len(splits.dev):,} pairs"
+    if not graded:
+        dev, _, wanted = _dev_corpus(splits, config.dev_corpus)
+        among = f"among {len(dev) + wanted:,} passages"
     reporter.note(f"dev {config.metric} every {plan.eval_steps} steps {among}")
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from embedtune.config import GRADED_METRIC, LossConfig, TrainConfig, TrainingConfig
 from embedtune.errors import ConfigError
+from embedtune.training.plan import Plan, make_plan
 
 
 def settings_for(config: TrainingConfig, loss: LossConfig, *, graded: bool) -> tuple[TrainingConfig, LossConfig]:
@@ -50,6 +51,28 @@ def mines(config: TrainConfig, *, graded: bool) -> bool:
             "Type:  embedtune mine TRAIN --out mined.jsonl   first, then train on that file without --mined-epochs."
         )
     return config.mining.hard_negatives > 0 and not graded and not distills
+
+
+def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool) -> Plan:
+    """What a run by this config does.
+
+    Args:
+        config: of the run.
+        pairs: rows to train on.
+        width: of the encoder's hidden states.
+        graded: whether the data are graded pairs.
+
+    Raises:
+        ConfigError: as `make_plan` and `mines`.
+    """
+    return make_plan(
+        config.training,
+        pairs,
+        method=config.adapter.method,
+        init=config.adapter.init,
+        width=width,
+        mining=mines(config, graded=graded),
+    )
 
 
 def _refuse(condition: bool, option: str, reason: str, alternative: str) -> None:

@@ -24,6 +24,7 @@ from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import environment
 from embedtune.resolving import resolve
 from embedtune.resuming import Identity, same_settings
+from embedtune.training.kinds import run_plan
 from embedtune.training.objective import check_loss
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import make_plan
@@ -32,7 +33,7 @@ from embedtune.training.signals import StopRequest, stop_requests
 from embedtune.tuning.folder import SearchFolder
 from embedtune.tuning.space import Dial, search_space
 from embedtune.tuning.study import Study
-from embedtune.tuning.trial import Material, trial_plan
+from embedtune.tuning.trial import Material
 from embedtune.tuning.trials import Trials
 
 
@@ -100,7 +101,8 @@ def _prepare(config: TuneConfig, folder: SearchFolder, lock: RunLock, stop: Stop
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
     check_loss(config.loss, encoder, splits.train)
-    config, _ = resolve(config, trial_plan(config, encoder, len(splits.train)), encoder)
+    plan = run_plan(config, len(splits.train), width=encoder.width, graded=False)
+    config, _ = resolve(config, plan, encoder)
     own = ("eval_steps", "mined_lr", "mined_batch_size")  # each trial has its own
     config = replace(config, training=replace(config.training, **{name: getattr(given, name) for name in own}))
     dials = search_space(config, len(splits.train), usable_adapter=partial(_is_usable, encoder))

@@ -20,8 +20,7 @@ from embedtune.models.recompute import recompute_layers
 from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.checkpoint import Progress
-from embedtune.training.kinds import mines
-from embedtune.training.plan import Plan, make_plan
+from embedtune.training.kinds import run_plan
 from embedtune.training.signals import StopRequest
 
 Watch = Callable[[int, float], None]
@@ -71,7 +70,7 @@ def train_once(
         config.training,
         out=folder,
         loss=config.loss,
-        plan=trial_plan(config, encoder, len(material.splits.train)),
+        plan=run_plan(config, len(material.splits.train), width=encoder.width, graded=False),
         seed=config.output.seed,
         reporter=reporter,
     )
@@ -87,18 +86,6 @@ def train_once(
         return metrics
 
     return replace(trainer, evaluate=evaluate).run(resume=False, stop=stop)
-
-
-def trial_plan(config: TrainConfig, encoder: Encoder, pairs: int) -> Plan:
-    """What a training by this config does."""
-    return make_plan(
-        config.training,
-        pairs,
-        method=config.adapter.method,
-        init=config.adapter.init,
-        width=encoder.width,
-        mining=mines(config, graded=False),
-    )
 
 
 def _trainable(config: TrainConfig) -> Encoder:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,8 @@ from embedtune.config_file import load_toml
 from embedtune.errors import TrainingInterrupted
 from embedtune.inference import evaluate_models
 from embedtune.pipeline import train
-from embedtune.progress import SilentReporter, TrainingReporter
 from embedtune.report.verdict import verdict
+from tests.interrupts import StopsAfter
 
 RETRIEVAL = re.compile(r"question|passage|BM25|word search|NDCG|retriev|quer(y|ies)|in-batch", re.IGNORECASE)
 """What a page about graded sentences has no business to say."""
@@ -52,28 +48,6 @@ def config(graded_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:
         training=TrainingConfig(max_steps=12, eval_steps=4, batch_size=32, lr=5e-3),
         output=OutputConfig(out=tmp_path / "run"),
     )
-
-
-class StopsAfter(SilentReporter):
-    """Presses Ctrl-C after a step."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    @contextmanager
-    def training(self, *, done: int, steps: int) -> Iterator[TrainingReporter]:
-        with super().training(done=done, steps=steps) as silent:
-            yield _Presses(silent, self._step)
-
-
-class _Presses:
-    def __init__(self, silent: TrainingReporter, at: int) -> None:
-        self.evaluated = silent.evaluated
-        self._at = at
-
-    def step(self, *, step: int, loss: float, lr: float, pairs_per_second: float) -> None:
-        if step == self._at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_learns_the_order_of_the_grades_and_says_nothing_of_search(config: TrainConfig, tmp_path: Path) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,8 @@ from embedtune.config import DataConfig, MiningConfig, ModelConfig, OutputConfig
 from embedtune.config_file import load_toml
 from embedtune.errors import ConfigError, StorageError, TrainingInterrupted
 from embedtune.pipeline import train
-from embedtune.progress import SilentReporter, TrainingReporter
 from embedtune.training.contrastive import ContrastiveObjective
+from tests.interrupts import StopsAfter
 
 
 @pytest.fixture
@@ -42,27 +38,6 @@ def adapter(out: Path) -> bytes:
 
 def read_rows(out: Path, name: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in (out / "splits" / f"{name}.jsonl").read_text().splitlines()]
-
-
-class StopsAfter(SilentReporter):
-    """Presses Ctrl-C after a step."""
-
-    def __init__(self, step: int) -> None:
-        self._stop_at = step
-
-    @contextmanager
-    def training(self, *, done: int, steps: int) -> Iterator[TrainingReporter]:
-        with super().training(done=done, steps=steps) as silent:
-            yield _Presses(silent, self._stop_at)
-
-
-class _Presses:
-    def __init__(self, silent: TrainingReporter, at: int) -> None:
-        self.evaluated, self._at = silent.evaluated, at
-
-    def step(self, *, step: int, loss: float, lr: float, pairs_per_second: float) -> None:
-        if step == self._at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_second_phase_trains_with_what_the_first_one_s_model_mined(

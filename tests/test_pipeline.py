@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +31,8 @@ from embedtune.errors import OutputError, TrainingInterrupted
 from embedtune.inference import evaluate_models
 from embedtune.models.load import load_encoder
 from embedtune.pipeline import train
-from embedtune.progress import SilentReporter, TrainingReporter
+from embedtune.progress import SilentReporter
+from tests.interrupts import StopsAfter
 
 
 @pytest.fixture(scope="session")
@@ -58,28 +55,6 @@ def config(pairs_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:
         training=TrainingConfig(max_steps=6, eval_steps=2, batch_size=16),
         output=OutputConfig(out=tmp_path / "run"),
     )
-
-
-class StopsAfter(SilentReporter):
-    """Presses Ctrl-C after a step."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    @contextmanager
-    def training(self, *, done: int, steps: int) -> Iterator[TrainingReporter]:
-        with super().training(done=done, steps=steps) as silent:
-            yield _Presses(silent, self._step)
-
-
-class _Presses:
-    def __init__(self, silent: TrainingReporter, at: int) -> None:
-        self.evaluated = silent.evaluated
-        self._at = at
-
-    def step(self, *, step: int, loss: float, lr: float, pairs_per_second: float) -> None:
-        if step == self._at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_leaves_the_folder_of_the_contract(config: TrainConfig) -> None:

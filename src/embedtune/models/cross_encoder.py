@@ -1,4 +1,4 @@
-"""A cross-encoder as a teacher: it reads a question and a passage together, and says how well they fit."""
+"""Cross-encoders: a model that reads a question and a passage together, and says how well they fit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from embedtune.errors import ModelError
 from embedtune.models.hardware import choose_device
 from embedtune.models.source import find_folder
 
+EXAMPLE = "cross-encoder/ms-marco-MiniLM-L6-v2"
+"""What errors suggest."""
 SCORED_AT_A_TIME = 32
 _CHUNK = 1_024
 """Pairs sorted by length together, so that little is padded."""
@@ -27,7 +29,7 @@ _HEADS = ("ForSequenceClassification", "ForCausalLM")
 
 
 def load_cross_encoder(config: ModelConfig) -> CrossEncoder:
-    """Load a cross-encoder in fp32, from safetensors and without running code of its own.
+    """A teacher in fp32, which gives logits.
 
     Args:
         config: `base` names it; device, revision and `trust_remote_code` count too.
@@ -35,28 +37,74 @@ def load_cross_encoder(config: ModelConfig) -> CrossEncoder:
     Raises:
         ModelError: there is no such model, it can't be reached, or it does not give one score for a pair.
     """
-    folder = find_folder(config)
+    folder = find_cross_encoder(config, option="teacher")
     _check_has_a_head(config.base, folder)
+    return open_cross_encoder(
+        folder, config, option="teacher", device=choose_device(config.device), activation=nn.Identity()
+    )
+
+
+def find_cross_encoder(config: ModelConfig, *, option: str) -> Path:
+    """Its folder, as `find_folder` has it, in whose errors the model is what the option names.
+
+    Raises:
+        ModelError: there is no such model, it can't be reached, or its weights are pickled.
+    """
     try:
-        loaded: CrossEncoder = CrossEncoder(
+        return find_folder(config)
+    except ModelError as error:
+        said = str(error).replace("--base FOLDER", f"--{option} FOLDER")
+        said = said.replace("import SentenceTransformer as M", "import CrossEncoder as M")
+        raise ModelError(said.replace("sentence-transformers/all-MiniLM-L12-v2", EXAMPLE)) from error
+
+
+def open_cross_encoder(
+    folder: Path, config: ModelConfig, *, option: str, device: torch.device, activation: nn.Module
+) -> CrossEncoder:
+    """Load it in fp32, from safetensors and without running code of its own.
+
+    Args:
+        folder: from `find_cross_encoder`.
+        config: `base` and `trust_remote_code` count.
+        option: that names it, for errors.
+        device: where to compute.
+        activation: what its scores go through.
+
+    Raises:
+        ModelError: it can't be loaded, or does not give one score for a pair.
+    """
+    try:
+        model: CrossEncoder = CrossEncoder(
             str(folder),
-            device=str(choose_device(config.device)),
+            device=str(device),
             trust_remote_code=config.trust_remote_code,
             local_files_only=not config.trust_remote_code,
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            activation_fn=nn.Identity(),
+            activation_fn=activation,
         )
     except torch.OutOfMemoryError:
-        raise
+        raise  # a RuntimeError, but nothing is wrong with the model
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"--teacher {config.base} could not be loaded as a cross-encoder: {reason}") from error
-    if loaded.num_labels != 1:
+        raise _load_error(config.base, option, error) from error
+    if model.num_labels != 1:
         raise ModelError(
-            f"--teacher {config.base} gives {loaded.num_labels} scores for a question and a passage, expected one.\n"
-            "Type:  --teacher cross-encoder/ms-marco-MiniLM-L6-v2, or another reranker."
+            f"--{option} {config.base} gives {model.num_labels} scores for a question and a passage, expected one.\n"
+            f"Type:  --{option} {EXAMPLE}, or another reranker."
         )
-    return loaded
+    return model
+
+
+def _load_error(name: str, option: str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"--{option} {name} comes with Python code of its own, which was not run.\n"
+            "If you have read it and trust it, type:  --trust-remote-code"
+        )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(
+        f"--{option} {name} could not be loaded as a cross-encoder: {reason}\n"
+        f"Type:  --{option} {EXAMPLE}, or another reranker."
+    )
 
 
 def score_pairs(
@@ -90,5 +138,5 @@ def _check_has_a_head(model: str, folder: Path) -> None:
     if not kind.endswith(_HEADS):
         raise ModelError(
             f"--teacher {model} holds {kind}, expected a cross-encoder: a model that ends in {_HEADS[0]}.\n"
-            "Type:  --teacher cross-encoder/ms-marco-MiniLM-L6-v2, or another reranker."
+            f"Type:  --teacher {EXAMPLE}, or another reranker."
         )

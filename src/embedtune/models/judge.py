@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder
 
 from embedtune.config import ModelConfig
 from embedtune.errors import ModelError
-from embedtune.models.source import find_folder, looks_like_a_folder, read_json
+from embedtune.models.cross_encoder import EXAMPLE, find_cross_encoder, open_cross_encoder
+from embedtune.models.source import looks_like_a_folder, read_json
 
 PAIRS_PER_FORWARD = {"cpu": 32, "cuda": 256}
 
@@ -56,39 +56,11 @@ def load_judge(name: str, *, device: torch.device, trust_remote_code: bool = Fal
     Raises:
         ModelError: there is no such model, its weights are pickled, or it is no cross-encoder with one score.
     """
-    try:
-        folder = find_folder(ModelConfig(base=name, trust_remote_code=trust_remote_code))
-    except ModelError as error:
-        raise ModelError(_of_a_judge(str(error))) from error
+    config = ModelConfig(base=name, trust_remote_code=trust_remote_code)
+    folder = find_cross_encoder(config, option="judge")
     _check_is_cross_encoder(name, folder)
-    try:
-        model = CrossEncoder(
-            str(folder),
-            device=str(device),
-            trust_remote_code=trust_remote_code,
-            local_files_only=not trust_remote_code,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            activation_fn=torch.nn.Sigmoid(),
-        )
-    except torch.OutOfMemoryError:
-        raise  # a RuntimeError, but nothing is wrong with the model
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise _load_error(name, error) from error
-    if model.num_labels != 1:
-        raise ModelError(
-            f"--judge {name} gives {model.num_labels} scores for a question and a passage, expected one.\n"
-            "Type the name of a reranker, such as cross-encoder/ms-marco-MiniLM-L6-v2."
-        )
+    model = open_cross_encoder(folder, config, option="judge", device=device, activation=torch.nn.Sigmoid())
     return Judge(name=name, revision=None if looks_like_a_folder(name) else folder.name, model=model.eval())
-
-
-def _of_a_judge(message: str) -> str:
-    """What `find_folder` says of a base model, for a judge."""
-    return (
-        message.replace("--base FOLDER", "--judge FOLDER")
-        .replace("import SentenceTransformer as M", "import CrossEncoder as M")
-        .replace("sentence-transformers/all-MiniLM-L12-v2", "cross-encoder/ms-marco-MiniLM-L6-v2")
-    )
 
 
 def _check_is_cross_encoder(name: str, folder: Path) -> None:
@@ -100,21 +72,8 @@ def _check_is_cross_encoder(name: str, folder: Path) -> None:
         raise ModelError(
             f"--judge {name} is no cross-encoder: its config names {found}, "
             "expected a name that ends in ForSequenceClassification.\n"
-            "Type the name of a reranker, such as cross-encoder/ms-marco-MiniLM-L6-v2."
+            f"Type the name of a reranker, such as {EXAMPLE}."
         )
-
-
-def _load_error(name: str, error: Exception) -> ModelError:
-    if "trust_remote_code" in str(error):
-        return ModelError(
-            f"--judge {name} comes with Python code of its own, which was not run.\n"
-            "If you have read it and trust it, type:  --trust-remote-code"
-        )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ModelError(
-        f"--judge {name} could not be loaded as a cross-encoder: {reason}\n"
-        "Type the name of a reranker, such as cross-encoder/ms-marco-MiniLM-L6-v2."
-    )
 
 
 def _listed(value: object) -> list[object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
@@ -109,18 +109,18 @@ Rates = Mapping[str, Mapping[int, float]]
 """Runner to round to what it did a second."""
 
 
-def ratio(ours: Mapping[int, float], peers: Mapping[int, float]) -> Ratio | None:
-    """Rates divided round by round; None if there is no round that both finished."""
-    each = [ours[number] / peers[number] for number in ours if number in peers]
-    return Ratio(median=median(each), lowest=min(each), highest=max(each)) if each else None
+def train_ratios(rounds: TrainRounds, *, refused: Collection[frozenset[str]] = ()) -> dict[str, dict[str, Ratio]]:
+    """As `ratios`; a round's is the median over its steps, each of which is of the same batch for all."""
+    steps = {runner: dict(found) for runner, found in _by_runner(rounds).items()}
 
+    def within_round(one: TrainMeasurement, peer: TrainMeasurement) -> float:
+        return median(theirs / ours for ours, theirs in zip(one.step_seconds, peer.step_seconds, strict=True))
 
-def train_rates(rounds: TrainRounds, work: Workload) -> dict[str, dict[int, float]]:
-    """Runner to its pairs a second in each round that it finished."""
-    return {
-        runner: {number: work.pairs / sum(measured.step_seconds) for number, measured in found}
-        for runner, found in _by_runner(rounds).items()
-    }
+    def compare(one: str, peer: str) -> Ratio | None:
+        both = steps[one].keys() & steps[peer].keys()
+        return _ratio([within_round(steps[one][number], steps[peer][number]) for number in sorted(both)])
+
+    return _compared(steps, compare, refused)
 
 
 def encode_rates(rounds: EncodeRounds) -> dict[str, dict[int, float]]:
@@ -132,12 +132,29 @@ def encode_rates(rounds: EncodeRounds) -> dict[str, dict[int, float]]:
 
 
 def ratios(rates: Rates, *, refused: Collection[frozenset[str]] = ()) -> dict[str, dict[str, Ratio]]:
-    """Each of embedtune's runners to each peer to their ratio; those that may not be compared have none."""
+    """Each of embedtune's runners to each peer to the ratio of their rates, taken round by round.
+
+    Those that may not be compared have none, nor have those that finished no round both.
+    """
+
+    def compare(one: str, peer: str) -> Ratio | None:
+        return _ratio([rates[one][number] / rates[peer][number] for number in rates[one] if number in rates[peer]])
+
+    return _compared(rates, compare, refused)
+
+
+def _ratio(each: Sequence[float]) -> Ratio | None:
+    return Ratio(median=median(each), lowest=min(each), highest=max(each)) if each else None
+
+
+def _compared(
+    runners: Collection[str], compare: Callable[[str, str], Ratio | None], refused: Collection[frozenset[str]]
+) -> dict[str, dict[str, Ratio]]:
     compared: dict[str, dict[str, Ratio]] = {}
-    for one in filter(OURS.__contains__, rates):
-        for peer in (runner for runner in rates if runner not in OURS):
-            found = ratio(rates[one], rates[peer])
-            if found is not None and frozenset((one, peer)) not in refused:
+    for one in filter(OURS.__contains__, runners):
+        for peer in (runner for runner in runners if runner not in OURS):
+            found = None if frozenset((one, peer)) in refused else compare(one, peer)
+            if found is not None:
                 compared.setdefault(one, {})[peer] = found
     return compared
 
@@ -231,8 +248,9 @@ def _method_summary(rounds: Sequence[MethodMeasurement | None]) -> MethodSummary
 
 
 def _train_summary(measured: list[TrainMeasurement], work: Workload, gemms: Sequence[GemmRates]) -> TrainSummary:
-    seconds = [sum(m.step_seconds) for m in measured]
-    with_data = [sum(m.step_seconds) + m.data_seconds * len(m.step_seconds) for m in measured]
+    # Of as many median steps: one that stalls is not a rate.
+    seconds = [len(m.step_seconds) * median(m.step_seconds) for m in measured]
+    with_data = [s + m.data_seconds * len(m.step_seconds) for s, m in zip(seconds, measured, strict=True)]
     precision = measured[0].precision
     return TrainSummary(
         precision=precision,

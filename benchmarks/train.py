@@ -20,7 +20,7 @@ from benchmarks.jobs import DEFAULT_TRAIN_RUNNERS, AdapterMethod, DeviceName, Ge
 from benchmarks.processes import Runners
 from benchmarks.records import GemmRates, TrainMeasurement, Workload
 from benchmarks.sizes import ShapeName
-from benchmarks.summary import median_gemm, ratios, summarize_train, train_rates
+from benchmarks.summary import median_gemm, summarize_train, train_ratios
 from benchmarks.turns import Participants
 
 DEFAULT_STEPS = {"cpu": 8, "cuda": 30}
@@ -85,7 +85,6 @@ class Measured:
 
     def results(self) -> dict[str, Any]:
         """For the JSON file."""
-        rates = train_rates(self.rounds, self.work)
         return {
             "skipped": self.participants.skipped,
             "failed": self.participants.failed,
@@ -93,7 +92,7 @@ class Measured:
             "work": self.work,
             "gemm": self.gemms,
             "summary": summarize_train(self.rounds, self.work, self.gemms),
-            "ratios": ratios(rates, refused=self.participants.disagreeing),
+            "ratios": train_ratios(self.rounds, refused=self.participants.disagreeing),
             "rounds": self.rounds,
         }
 

@@ -21,7 +21,7 @@ from benchmarks.inputs import base_model
 from benchmarks.jobs import EncodeJob, TrainJob
 from benchmarks.records import Agreement, GemmRates, TrainMeasurement, Workload
 from benchmarks.sizes import SHAPES, SIZES
-from benchmarks.summary import ratios, summarize_train, train_rates
+from benchmarks.summary import summarize_train, train_ratios
 from benchmarks.workload import count_work, training_flops
 from embedtune.errors import DataError
 from embedtune.models.encoder import Encoder
@@ -212,10 +212,10 @@ def test_ratios_are_taken_within_a_round() -> None:
     """A machine that is half as fast in the second round changes the rates, not their ratio."""
     names = {"embedtune": 1.0, "st-fp32": 3.0}
     rounds = [{name: measured(name, seconds * slow) for name, seconds in names.items()} for slow in (1.0, 2.0, 1.0)]
-    compared = ratios(train_rates(rounds, WORK))
+    compared = train_ratios(rounds)
     assert compared == {"embedtune": {"st-fp32": compared["embedtune"]["st-fp32"]}}
     assert vars(compared["embedtune"]["st-fp32"]) == pytest.approx({"median": 3, "lowest": 3, "highest": 3})
-    assert ratios(train_rates(rounds, WORK), refused=[frozenset(("st-fp32", "embedtune"))]) == {}
+    assert train_ratios(rounds, refused=[frozenset(("st-fp32", "embedtune"))]) == {}
 
     summary = summarize_train(rounds, WORK, [GEMM] * 3)["embedtune"]
     assert (summary.pairs_per_second, summary.tokens_per_second) == (10, 500)
@@ -223,10 +223,19 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert (summary.flop_utilisation, summary.gemm_share, summary.peak_above_loaded_bytes) == (0.1, 0.2, 200)
 
 
+def test_one_step_that_stalls_is_not_a_ratio() -> None:
+    """Each step is of another batch, so it is compared with the peer's step of the same one."""
+    ours = replace(measured("embedtune", 1.0), step_seconds=[1.0, 2.0, 4.0])
+    peers = replace(measured("st-fp32", 1.0), step_seconds=[300.0, 6.0, 12.0])
+    rounds = [{"embedtune": ours, "st-fp32": peers}]
+    assert train_ratios(rounds)["embedtune"]["st-fp32"].median == 3
+    assert summarize_train(rounds, WORK, [GEMM])["st-fp32"].pairs_per_second == WORK.pairs / 36
+
+
 def test_a_runner_that_failed_keeps_the_rounds_it_finished() -> None:
     rounds = [{"embedtune": measured("embedtune", 1.0), "st-fp32": measured("st-fp32", 3.0)}]
     rounds.append({"embedtune": measured("embedtune", 5.0)})
-    compared = ratios(train_rates(rounds, WORK))["embedtune"]["st-fp32"]
+    compared = train_ratios(rounds)["embedtune"]["st-fp32"]
     assert compared.median == pytest.approx(3)
     summaries = summarize_train(rounds, WORK, [GEMM] * 2)
     assert (summaries["embedtune"].step_seconds, summaries["st-fp32"].step_seconds) == (3, 3)

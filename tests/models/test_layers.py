@@ -116,7 +116,7 @@ def test_an_adapter_that_is_off_is_not_computed(
 def test_all_adapters_are_cast_in_one_go(st_folder: Path, load: Load, adapt: Callable[..., Any]) -> None:
     encoder = load(st_folder)
     adapt(encoder)
-    weights = layer_weights(encoder._fused_layers, torch.bfloat16)
+    weights = layer_weights(encoder.fused_layers, torch.bfloat16)
     adapters = [linear.lora_a_RI for layer in weights.values() for linear in layer.linears]
     assert len({a.untyped_storage().data_ptr() for a in adapters if a is not None}) == 1
     assert all(isinstance(layer, nn.Module) for layer in weights)

@@ -14,6 +14,7 @@ from torch import Tensor
 from embedtune.kernels.activation import reference as plain_activation
 from embedtune.kernels.attention import grouped
 from embedtune.kernels.attention.layout import PackedLayout
+from embedtune.kernels.attention.tiles import Table
 from embedtune.kernels.norm import LayerNorm, Normalised
 from embedtune.kernels.norm import reference as plain_norm
 
@@ -76,6 +77,18 @@ def choose_attention(device_type: str, dtype: torch.dtype, head_size: int, *, bi
         return triton.packed_attention
     logger.info("packed attention: grouped bmm, because %s and %s", varlen_refusal, refusal)
     return grouped.packed_attention
+
+
+def attention_tables(dtype: torch.dtype, head_size: int, longest: int) -> tuple[Table, ...] | None:
+    """The tables by which packed attention cuts batches of texts up to that long on CUDA.
+
+    None if the launches of the attention that is chosen for them depend on more than how many tiles there are.
+    """
+    if longest > SHORT_LENGTH or _triton_attention_refusal(dtype, head_size) is not None:
+        return None
+    from embedtune.kernels.attention import triton
+
+    return triton.tables(dtype, head_size, torch.device("cuda", torch.cuda.current_device()))
 
 
 def _by_length(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: PackedLayout, **options: Any) -> Tensor:

@@ -31,7 +31,7 @@ from embedtune.data.tokens import TokenTable, tokenize
 from embedtune.errors import ModelError
 from embedtune.models.attention import NotPackableError, register, use_packed_attention
 from embedtune.models.families import position_offset
-from embedtune.models.layers import layer_weights
+from embedtune.models.layers import Weights, layer_weights
 from embedtune.models.memory import out_of_memory
 from embedtune.models.mpnet import is_mpnet
 from embedtune.models.packing import PackedBatch, Places, TokenIds, can_pack, cut, pack, pad, token_order, unpad
@@ -73,7 +73,7 @@ class Encoder(SentenceTransformer):
     """Arithmetic of the backbone where its weights are held in fp32 because they are trained; None otherwise."""
     _adapter: tuple[PeftModel, ...] = ()
     """In a tuple, as an attribute that is a module would become a stage of the pipeline."""
-    _fused_layers: tuple[nn.Module, ...] = ()
+    fused_layers: tuple[nn.Module, ...] = ()
     """Layers of the backbone that run through kernels of our own where they can."""
     _recomputes: bool = False
     _fitting_tokens: int | None = None
@@ -181,6 +181,17 @@ class Encoder(SentenceTransformer):
         """Normalised embeddings of one batch of token ids, fp32, shape (B, E), in the order given, in one forward."""
         embeddings_BE = self._embed_packed(texts) if self.packed else self._embed_padded(texts)
         return functional.normalize(embeddings_BE, dim=-1)
+
+    def embed_packed(self, batch: PackedBatch, weights: Weights | None = None) -> Tensor:
+        """What the pipeline makes of B texts that are packed already, fp32, shape (B, E), in the order given.
+
+        Args:
+            batch: the texts.
+            weights: of the layers that run fused; read from the backbone if not given.
+        """
+        features = {"token_embeddings": self._hidden(batch, weights), **batch.pooling_features}
+        embeddings_BE: Tensor = self._pool(features)["sentence_embedding"]
+        return embeddings_BE.index_select(0, batch.restore_B)
 
     @torch.inference_mode()
     def embed_all(
@@ -338,10 +349,7 @@ class Encoder(SentenceTransformer):
         return None
 
     def _embed_packed(self, texts: Sequence[TokenIds]) -> Tensor:
-        batch = self._pack(texts)
-        features = {"token_embeddings": self._hidden(batch), **batch.pooling_features}
-        embeddings_BE: Tensor = self._pool(features)["sentence_embedding"]
-        return embeddings_BE.index_select(0, batch.restore_B)
+        return self.embed_packed(self._pack(texts))
 
     def _embed_padded(self, texts: Sequence[TokenIds]) -> Tensor:
         features = pad(texts, pad_id=self.tokenizer.pad_token_id or 0, device=self.device)
@@ -353,9 +361,9 @@ class Encoder(SentenceTransformer):
     def _pack(self, texts: Sequence[TokenIds]) -> PackedBatch:
         return pack(texts, position_offset=self.position_offset, device=self.device)
 
-    def _hidden(self, batch: PackedBatch) -> Tensor:
+    def _hidden(self, batch: PackedBatch, weights: Weights | None = None) -> Tensor:
         """The backbone's last hidden states of a packed batch, fp32, shape (1, T, E)."""
-        weights = layer_weights(self._fused_layers, self.compute_dtype)
+        weights = layer_weights(self.fused_layers, self.compute_dtype) if weights is None else weights
         with self._autocast():
             hidden_1TE: Tensor = self.backbone(
                 input_ids=batch.input_ids_1T,
@@ -389,7 +397,7 @@ class Encoder(SentenceTransformer):
         self.eval()
         with torch.inference_mode():
             padded_BE = self._embed_padded(texts)
-            self._fused_layers = use_packed_attention(self.backbone)
+            self.fused_layers = use_packed_attention(self.backbone)
             try:
                 packed_BE = self._embed_packed(texts)
             except (NotPackableError, TypeError) as error:

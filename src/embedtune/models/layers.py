@@ -7,7 +7,7 @@ Shapes: `T` packed tokens, `E` hidden size, `H` heads, `D` head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from embedtune.kernels.layer import fused
 from embedtune.kernels.linear.adapted import AdaptedLinear
 from embedtune.kernels.norm import LayerNorm
 from embedtune.models.families import POST_NORM_LAYERS
-from embedtune.models.linears import cast_adapters, read_linear
+from embedtune.models.linears import ReadLinear, flatten_adapters, read_linear, with_adapters
 
 
 class LayerWeights(NamedTuple):
@@ -51,13 +51,43 @@ def fuse_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
     return layers
 
 
-def layer_weights(layers: Iterable[nn.Module], dtype: torch.dtype) -> Weights:
-    """The weights of those of `fuse_layers`' layers that can run fused at this moment.
+class ReadLayer(NamedTuple):
+    """A layer's parts as they are at one moment."""
+
+    layer: nn.Module
+    linears: list[ReadLinear]
+    """In the order of `LayerWeights`."""
+    norms: tuple[LayerNorm, ...]
+
+
+def read_layers(layers: Iterable[nn.Module]) -> list[ReadLayer]:
+    """Those of `fuse_layers`' layers that can run fused at this moment.
 
     Those that can't have something that the kernels don't know, such as an adapter with dropout or trained norms.
     """
-    read = [(layer, *parts) for layer in layers if (parts := _read(layer)) is not None]
-    linears = iter(cast_adapters([linear for _, layer_linears, _ in read for linear in layer_linears], dtype))
+    return [read for layer in layers if (read := _read(layer)) is not None]
+
+
+def layer_weights(layers: Iterable[nn.Module], dtype: torch.dtype) -> Weights:
+    """The weights of those layers that can run fused at this moment; see `read_layers`."""
+    read = read_layers(layers)
+    return place_weights(read, flatten_adapters(all_linears(read), dtype), dtype)
+
+
+def all_linears(read: Iterable[ReadLayer]) -> list[ReadLinear]:
+    """The linear layers of all these layers."""
+    return [linear for layer in read for linear in layer.linears]
+
+
+def place_weights(read: Sequence[ReadLayer], flat: Tensor | None, dtype: torch.dtype) -> Weights:
+    """The layers' weights for one forward.
+
+    Args:
+        read: of `read_layers`.
+        flat: their adapters, of `flatten_adapters`.
+        dtype: to compute in.
+    """
+    linears = iter(with_adapters(all_linears(read), flat))
     return {
         layer: LayerWeights(dtype, tuple(next(linears) for _ in layer_linears), norms)
         for layer, layer_linears, norms in read
@@ -72,13 +102,15 @@ def _post_norm_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
     return tuple(module for module in backbone.modules() if type(module).__name__ in POST_NORM_LAYERS)
 
 
-def _read(layer: nn.Module) -> tuple[list[AdaptedLinear], tuple[LayerNorm, ...]] | None:
-    """The layer's parts as they are; None if one of them is not what the kernels take."""
+def _read(layer: nn.Module) -> ReadLayer | None:
+    """None if one of the layer's parts is not what the kernels take."""
     names = POST_NORM_LAYERS[type(layer).__name__]
     linears = [read_linear(module) for module in attrgetter(*names.linears)(layer)]
     norms = [_read_norm(module) for module in attrgetter(*names.norms)(layer)]
-    known = [linear for linear in linears if linear is not None], tuple(norm for norm in norms if norm is not None)
-    return known if len(known[0]) == len(linears) and len(known[1]) == len(norms) else None
+    known = ReadLayer(
+        layer, [linear for linear in linears if linear is not None], tuple(norm for norm in norms if norm is not None)
+    )
+    return known if len(known.linears) == len(linears) and len(known.norms) == len(norms) else None
 
 
 def _read_norm(module: nn.Module) -> LayerNorm | None:

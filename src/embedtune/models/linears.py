@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -16,6 +16,7 @@ from embedtune.kernels.linear.adapted import AdaptedLinear
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
+_ADAPTER = ("lora_a_RI", "lora_b_OR")
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -31,7 +32,18 @@ def fuse_lora(model: nn.Module) -> int:
     return count
 
 
-def read_linear(module: Any) -> AdaptedLinear | None:
+class ReadLinear(NamedTuple):
+    """A linear layer as it is at one moment."""
+
+    frozen: AdaptedLinear
+    """Without the adapter."""
+    adapter: tuple[Tensor, Tensor] | None = None
+    """The adapter's A (R, I) and B (O, R), as they are trained."""
+    scaling: float = 1.0
+    """Of the adapter."""
+
+
+def read_linear(module: Any) -> ReadLinear | None:
     """A linear layer as it is at this moment.
 
     Returns:
@@ -39,30 +51,48 @@ def read_linear(module: Any) -> AdaptedLinear | None:
         the weight: it has dropout now, is off, or is of a kind that the kernels don't know.
     """
     if not isinstance(module, LoraLayer):
-        return _read_frozen(module)
+        base = _read_frozen(module)
+        return None if base is None else ReadLinear(base)
     layer: Any = module
     base = _read_frozen(layer.get_base_layer())
     if base is None or not _is_fused(layer) or layer.disable_adapters or layer.merged:
         return None
     if layer.training and not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
         return None
-    a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    return base._replace(lora_a_RI=a_RI, lora_b_OR=b_OR * layer.scaling[ADAPTER])
+    adapter = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return ReadLinear(base, adapter, layer.scaling[ADAPTER])
 
 
-def cast_adapters(linears: Sequence[AdaptedLinear], dtype: torch.dtype) -> list[AdaptedLinear]:
-    """The layers with their adapters in that dtype.
+def flatten_adapters(linears: Sequence[ReadLinear], dtype: torch.dtype) -> Tensor | None:
+    """All adapters in that dtype as one tensor, scaled; None if there are none.
 
     All are cast in one go, and so are their gradients: one by one, they would be most of a step's launches.
     """
-    adapters = [tensor for linear in linears for tensor in linear.adapter if tensor is not None]
-    if not adapters:
-        return list(linears)
-    flat = torch.cat([tensor.reshape(-1) for tensor in adapters]).to(dtype)
-    parts = torch.split(flat, [tensor.numel() for tensor in adapters])
-    casts = iter([part.view(tensor.shape) for part, tensor in zip(parts, adapters, strict=True)])
+    adapted = [(linear.adapter, linear.scaling) for linear in linears if linear.adapter is not None]
+    if not adapted:
+        return None
+    all_a = torch.cat([a_RI.reshape(-1) for (a_RI, _), _ in adapted])
+    scalings = {scaling for _, scaling in adapted}
+    if len(scalings) == 1:
+        all_b = torch.cat([b_OR.reshape(-1) for (_, b_OR), _ in adapted]) * scalings.pop()
+    else:
+        all_b = torch.cat([(b_OR * scaling).reshape(-1) for (_, b_OR), scaling in adapted])
+    return torch.cat([all_a, all_b]).to(dtype)
+
+
+def with_adapters(linears: Sequence[ReadLinear], flat: Tensor | None) -> list[AdaptedLinear]:
+    """The layers as the kernels take them, their adapters parts of what `flatten_adapters` makes."""
+    adapters = [linear.adapter for linear in linears if linear.adapter is not None]
+    if flat is None:
+        return [linear.frozen for linear in linears]
+    tensors = [a_RI for a_RI, _ in adapters] + [b_OR for _, b_OR in adapters]
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    views = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    placed = zip(views[: len(adapters)], views[len(adapters) :], strict=True)
     return [
-        linear if linear.lora_a_RI is None else linear._replace(lora_a_RI=next(casts), lora_b_OR=next(casts))
+        linear.frozen
+        if linear.adapter is None
+        else linear.frozen._replace(**dict(zip(_ADAPTER, next(placed), strict=True)))
         for linear in linears
     ]
 

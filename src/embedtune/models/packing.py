@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,28 +38,46 @@ class PackedBatch:
         return {"cu_seq_lens_q": self.layout.cu_seqlens, "seq_idx": self.layout.sequence_of_token_T[None]}
 
 
-def pack(texts: Sequence[TokenIds], *, position_offset: int, device: torch.device) -> PackedBatch:
-    """Concatenate the token ids of B texts, shortest first.
+class Arrangement(NamedTuple):
+    """`B` texts one after another, shortest first."""
+
+    input_ids_T: TokenIds
+    position_ids_T: Places
+    lengths_B: Places
+    """Tokens of each text, in packed order."""
+    restore_B: Places
+    """Packed place of each text in the order given."""
+
+
+def arrange(texts: Sequence[TokenIds], *, position_offset: int) -> Arrangement:
+    """Concatenate the token ids of B texts.
 
     Args:
         texts: token ids of each text, none empty.
         position_offset: position id of a text's first token (RoBERTa's family starts behind its padding id).
-        device: where the tensors go.
     """
-    lengths = np.fromiter((len(ids) for ids in texts), dtype=np.int64, count=len(texts))
-    order = np.argsort(lengths, kind="stable")
-    sorted_lengths = lengths[order]
-    starts = np.cumsum(sorted_lengths) - sorted_lengths
-    positions_T = np.arange(sorted_lengths.sum()) - np.repeat(starts, sorted_lengths) + position_offset
-    restore = np.empty_like(order)
-    restore[order] = np.arange(len(order))
-    flat_T = np.concatenate([texts[index] for index in order])
+    lengths_B = np.fromiter((len(ids) for ids in texts), dtype=np.int64, count=len(texts))
+    order_B = np.argsort(lengths_B, kind="stable")
+    sorted_B = lengths_B[order_B]
+    starts_B = np.cumsum(sorted_B) - sorted_B
+    restore_B = np.empty_like(order_B)
+    restore_B[order_B] = np.arange(len(order_B))
+    return Arrangement(
+        input_ids_T=np.concatenate([texts[index] for index in order_B]),
+        position_ids_T=np.arange(sorted_B.sum()) - np.repeat(starts_B, sorted_B) + position_offset,
+        lengths_B=sorted_B,
+        restore_B=restore_B,
+    )
 
+
+def pack(texts: Sequence[TokenIds], *, position_offset: int, device: torch.device) -> PackedBatch:
+    """As `arrange`, on a device."""
+    arranged = arrange(texts, position_offset=position_offset)
     return PackedBatch(
-        input_ids_1T=to_device(flat_T, device)[None],
-        position_ids_1T=to_device(positions_T, device)[None],
-        layout=packed_layout(sorted_lengths.tolist(), device),
-        restore_B=to_device(restore, device),
+        input_ids_1T=to_device(arranged.input_ids_T, device)[None],
+        position_ids_1T=to_device(arranged.position_ids_T, device)[None],
+        layout=packed_layout(arranged.lengths_B.tolist(), device),
+        restore_B=to_device(arranged.restore_B, device),
     )
 
 

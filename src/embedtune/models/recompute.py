@@ -27,6 +27,12 @@ def recompute_layers(backbone: nn.Module) -> int:
     return len(layers)
 
 
+def recomputes_layers(backbone: nn.Module) -> bool:
+    """Whether `recompute_layers` was called."""
+    _, layers = layer_list(backbone)
+    return any(getattr(layer.forward, "func", None) is _recomputed for layer in layers)
+
+
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)

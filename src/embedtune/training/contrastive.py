@@ -19,6 +19,7 @@ from embedtune.models.packing import TokenIds, to_device
 from embedtune.training.batch import ContrastiveBatch, contrastive_batch, teacher_scores
 from embedtune.training.guide import GuideTable
 from embedtune.training.microbatch import MicroBatch, embed_batch
+from embedtune.training.replay import Replay
 
 
 @dataclass
@@ -38,6 +39,9 @@ class ContrastiveObjective:
     micro_batch: MicroBatch = field(default_factory=MicroBatch)
     """How much of a batch goes through the encoder at a time."""
 
+    def __post_init__(self) -> None:
+        self._replay = Replay(self.encoder)
+
     def __call__(self, rows: IdArray) -> tuple[Tensor, int]:
         """The mean loss over the rows, and how many tokens were embedded for it.
 
@@ -45,7 +49,7 @@ class ContrastiveObjective:
         """
         batch = contrastive_batch(self.pairs, rows, self.qrels)
         texts = self._texts(batch)
-        embeddings = embed_batch(self.encoder, texts, self.micro_batch)
+        embeddings = embed_batch(self.encoder, texts, self.micro_batch, self._replay.embed)
         queries_UE, passages_PE = torch.split(embeddings, [len(batch.query_ids), len(batch.passage_ids)])
         device = embeddings.device
         embedded = EmbeddedBatch(

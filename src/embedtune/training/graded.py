@@ -17,9 +17,10 @@ from embedtune.losses.cosent import cosent
 from embedtune.models.encoder import Encoder
 from embedtune.models.packing import TokenIds, to_device
 from embedtune.training.microbatch import MicroBatch, embed_batch
+from embedtune.training.replay import Replay
 
 
-@dataclass(frozen=True)
+@dataclass
 class GradedObjective:
     """CoSENT over a batch of graded pairs; what the step loop minimises. None is right or wrong, so none is masked."""
 
@@ -32,11 +33,14 @@ class GradedObjective:
     micro_batch: MicroBatch = field(default_factory=MicroBatch)
     """How much of a batch goes through the encoder at a time."""
 
+    def __post_init__(self) -> None:
+        self._replay = Replay(self.encoder)
+
     def __call__(self, rows: IdArray) -> tuple[Tensor, int]:
         """The loss over the rows, and how many tokens were embedded for it."""
         assert self.pairs.grades is not None
         texts, firsts_N, seconds_N = self._texts(rows)
-        embeddings = embed_batch(self.encoder, texts, self.micro_batch)
+        embeddings = embed_batch(self.encoder, texts, self.micro_batch, self._replay.embed)
         device = embeddings.device
         first_NE, second_NE = (embeddings[to_device(places_N, device)] for places_N in (firsts_N, seconds_N))
         cosines_N = (first_NE * second_NE).sum(dim=1)

@@ -59,7 +59,7 @@ class MicroBatch:
         return f"memory ran out with {self.largest:,} tokens at a time; the step is repeated with {smaller:,}"
 
 
-def embed_batch(encoder: Encoder, texts: Sequence[TokenIds], size: MicroBatch) -> Tensor:
+def embed_batch(encoder: Encoder, texts: Sequence[TokenIds], size: MicroBatch, embed: Embed | None = None) -> Tensor:
     """The embeddings of one batch, shape (B, E), as `Encoder.embed` gives them.
 
     What fits one micro-batch goes through the encoder as it is. Otherwise the backward pass adds the gradients of the
@@ -69,7 +69,9 @@ def embed_batch(encoder: Encoder, texts: Sequence[TokenIds], size: MicroBatch) -
         encoder: what embeds.
         texts: token ids of B texts, none empty.
         size: of a micro-batch; it is told how large they became.
+        embed: does what `Encoder.embed` does in another way.
     """
+    embed = embed or encoder.embed
     lengths_B = np.fromiter((len(ids) for ids in texts), dtype=np.int64, count=len(texts))
     batches = [np.arange(len(texts))]
     if size.tokens is not None:
@@ -77,10 +79,10 @@ def embed_batch(encoder: Encoder, texts: Sequence[TokenIds], size: MicroBatch) -
     size.longest = int(lengths_B.max())
     size.largest = max(_tokens(lengths_B[places], padded=not encoder.packed) for places in batches)
     if len(batches) == 1:
-        return encoder.embed(texts)
+        return embed(texts)
     micro_batches = [[texts[int(place)] for place in places] for places in batches]
     embeddings_BE: Tensor = _Cached.apply(  # type: ignore[no-untyped-call]
-        torch.zeros((), requires_grad=True), encoder.embed, micro_batches
+        torch.zeros((), requires_grad=True), embed, micro_batches
     )
     order_B = np.argsort(np.concatenate(batches))
     return embeddings_BE.index_select(0, to_device(order_B, embeddings_BE.device))

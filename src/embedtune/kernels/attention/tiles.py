@@ -7,7 +7,8 @@ Shapes: `B` sequences, `N` tiles.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,15 @@ class Table(NamedTuple):
     """For whole sequences, by the tokens that fit: each goes to the smallest tile that holds it."""
     cut: tuple[int, Blocks]
     """For the parts of those that fit none of them."""
+
+
+class PlannedTiles(NamedTuple):
+    """`Tiles` before they are on the device."""
+
+    size: int
+    blocks: Blocks
+    whole: bool
+    bounds_N4: npt.NDArray[np.int32]
 
 
 class Tiles(NamedTuple):
@@ -110,8 +120,28 @@ def cut(layout: PackedLayout, sizes: Table) -> tuple[Tiles, ...]:
     return tiles
 
 
+def keep(layout: PackedLayout, sizes: Table, tiles: Sequence[Tiles]) -> None:
+    """Let `cut` find these tiles, which cover more batches than the layout's own."""
+    layout.kept[tuple(sizes.whole.items()), sizes.cut] = tuple(tiles)
+
+
 def _cut(layout: PackedLayout, sizes: Table) -> tuple[Tiles, ...]:
-    lengths_B = np.asarray(layout.lengths)
+    kinds = plan(np.asarray(layout.lengths), sizes)
+    together_N4 = np.concatenate([kind.bounds_N4 for kind in kinds])
+    there = torch.split(
+        to_device(torch.from_numpy(together_N4), layout.device), [len(kind.bounds_N4) for kind in kinds]
+    )
+    made = [Tiles(*kind[:3], bounds_N4) for kind, bounds_N4 in zip(kinds, there, strict=True)]
+    return tuple(tiles for tiles in made if len(tiles.bounds_N4))
+
+
+def plan(lengths_B: npt.NDArray[np.integer[Any]], sizes: Table) -> list[PlannedTiles]:
+    """The tiles of every size of the table, in its order, even where there are none; on the host.
+
+    Args:
+        lengths_B: tokens of each of the B sequences, in packed order.
+        sizes: of the tiles.
+    """
     bounds_B2 = np.stack([np.cumsum(lengths_B) - lengths_B, np.cumsum(lengths_B)], axis=1)
     order_B = np.argsort(-lengths_B, kind="stable")
     lengths_B, bounds_B2 = lengths_B[order_B], bounds_B2[order_B]
@@ -121,10 +151,7 @@ def _cut(layout: PackedLayout, sizes: Table) -> tuple[Tiles, ...]:
         kinds.append((size, blocks, True, np.concatenate([bounds_N2, bounds_N2], axis=1)))
         smallest = size
     kinds.append((*sizes.cut, False, _parts(bounds_B2[lengths_B > smallest], sizes.cut[0])))
-    together_N4 = np.concatenate([bounds_N4 for *_, bounds_N4 in kinds]).astype(np.int32)
-    there = torch.split(to_device(torch.from_numpy(together_N4), layout.device), [len(kind[3]) for kind in kinds])
-    made = [Tiles(*kind[:3], bounds_N4) for kind, bounds_N4 in zip(kinds, there, strict=True)]
-    return tuple(tiles for tiles in made if len(tiles.bounds_N4))
+    return [PlannedTiles(*kind[:3], kind[3].astype(np.int32)) for kind in kinds]
 
 
 def _parts(bounds_B2: Bounds, size: int) -> Bounds:

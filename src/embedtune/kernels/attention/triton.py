@@ -54,6 +54,16 @@ def packed_attention(
     return out
 
 
+def tables(dtype: torch.dtype, head_size: int, device: torch.device) -> tuple[tiles.Table, tiles.Table]:
+    """How batches are cut into tiles, forward and backward."""
+    width = max(16, triton.next_power_of_2(head_size))
+    backward = tiles.table(tiles.BACKWARD, dtype, head_size)
+    return (
+        tiles.table(tiles.FORWARD, dtype, head_size),
+        tiles.within(backward, _shared_memory(device), width, dtype.itemsize),
+    )
+
+
 class _PackedAttention(torch.autograd.Function):
     """Keeps the output and each row's log of the sum of exponentials."""
 
@@ -71,7 +81,7 @@ class _PackedAttention(torch.autograd.Function):
         out_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         lse_HT = torch.empty(heads, tokens, dtype=torch.float32, device=query_THD.device)
         inputs = (query_THD, key_TKD, value_TKD, bias_HLL)
-        sizes = tiles.table(tiles.FORWARD, query_THD.dtype, query_THD.shape[-1])
+        sizes, _ = tables(query_THD.dtype, query_THD.shape[-1], query_THD.device)
         for part in tiles.cut(layout, sizes):
             triton_kernels.forward_kernel[(len(part.bounds_N4) * heads,)](
                 **_arguments(inputs, options), out_ptr=out_THD, lse_ptr=lse_HT, tiles_ptr=part.bounds_N4,
@@ -135,9 +145,8 @@ def _arguments(inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], options: _O
 
 def _qkv_backward(arguments: dict[str, Any], out_THD: Tensor, grads_THD: list[Tensor], layout: PackedLayout) -> None:
     """Writes the gradients of queries, keys and values, and `delta`."""
-    size, heads, itemsize = out_THD.shape[-1], out_THD.shape[1], out_THD.element_size()
-    sizes = tiles.table(tiles.BACKWARD, out_THD.dtype, size)
-    sizes = tiles.within(sizes, _shared_memory(out_THD.device), arguments["WIDTH"], itemsize)
+    _, heads, size = out_THD.shape
+    _, sizes = tables(out_THD.dtype, size, out_THD.device)
     biased = arguments["bias_ptr"] is not arguments["query_ptr"]
     arguments = arguments | {"out_token": out_THD.stride(0), "BIASED": biased}
     for part in tiles.cut(layout, sizes):

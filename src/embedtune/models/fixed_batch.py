@@ -56,7 +56,7 @@ class Filled:
     @property
     def tokens(self) -> int:
         """Fillers' included."""
-        return len(self.arranged.position_ids_T)
+        return int(self.arranged.position_ids_T.size)
 
 
 def room_for_tokens(tokens: int) -> int:

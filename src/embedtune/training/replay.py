@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -52,6 +52,7 @@ class Replay:
         self._recorded: tuple[int, ...] = ()
         self._refusal: str | None = None
         self._waiting: weakref.ref[_Activations] | None = None
+        self._parameters: list[nn.Parameter] | None = None
 
     def embed(self, texts: Sequence[TokenIds]) -> Tensor:
         """As `Encoder.embed`. A batch goes without graphs while the gradients of the last one have not been taken."""
@@ -78,7 +79,9 @@ class Replay:
         dtype, layers = self._encoder.compute_dtype, read_layers(self._encoder.fused_layers)
         linears = all_linears(layers)
         adapters = {id(tensor) for linear in linears for tensor in linear.adapter or ()}
-        if {id(p) for p in self._encoder.parameters() if p.requires_grad} != adapters:
+        if self._parameters is None:  # finding them takes longer than half of a step
+            self._parameters = list(self._encoder.parameters())
+        if {id(p) for p in self._parameters if p.requires_grad} != adapters:
             self._refuse("not all that is trained are adapters, without dropout, of layers that run fused")
             return None
         tables = attention_tables(dtype, _head_size(self._encoder), max(map(len, texts)))

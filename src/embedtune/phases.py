@@ -1,4 +1,4 @@
-"""What a run does between its phases: mine hard negatives with the model so far, and keep them for a resumed run."""
+"""What a run does between its phases: mine hard negatives, go back, average; all of it kept for a resumed run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from embedtune.errors import StorageError
 from embedtune.export.run_folder import RunFolder, write_json
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.averaging import average_with, read_weights, set_weights, write_weights
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 
 
 class MinedPhases:
-    """Begins each phase of a trainer's plan: where negatives are mined, it goes on with them."""
+    """Begins and ends each phase of a trainer's plan: mines its negatives, averages it with the phase before."""
 
     def __init__(
         self,
@@ -36,44 +37,84 @@ class MinedPhases:
         *,
         reporter: Reporter,
     ) -> None:
-        self.trainer = replace(trainer, begin_phase=self.begin)
-        """The trainer that mines."""
-        self.facts: list[dict[str, Any]] = []
-        """What was mined, a phase each; for `results.json`."""
-        self._objective, self._phases, self._seed = trainer.objective, trainer.plan.phases, trainer.seed
+        self.trainer = replace(trainer, begin_phase=self.begin, end_phase=self.end)
+        """The trainer that mines and averages."""
+        self._model, self._objective, self._phases, self._seed = (
+            trainer.model,
+            trainer.objective,
+            trainer.plan.phases,
+            trainer.seed,
+        )
         self._encoder, self._splits, self._texts, self._config = encoder, splits, texts, config
         self._folder, self._reporter = folder, reporter
+        self._facts: dict[int, dict[str, Any]] = {}
 
     def begin(self, number: int, resumed: bool) -> None:
-        """Mine for the phase of that number, or take up what was mined when it began.
+        """Mine for the phase of that number, go back to where the one before began, or take up what was then.
 
         Args:
             number: of the phase.
             resumed: steps of the phase were taken before, with negatives that lie in the folder.
 
         Raises:
-            StorageError: the negatives can't be written, or those that were written can't be read.
+            StorageError: negatives or weights can't be written, or those that were written can't be read.
         """
-        self._take_up_facts(number)
-        if not self._phases[number].mines:
+        phase, first = self._phases[number], number - self._phases[number].again
+        if not self._phases[first].mines:
             return
-        if resumed:
-            negatives, facts = self._read(number)
-        else:
-            mined = stages.mine_negatives(
-                self._encoder, self._splits, self._texts, self._config, seed=self._seed, reporter=SilentReporter()
-            )
-            negatives, facts = mined.pairs.negative_ids, mined.facts
-            self._write(number, mined.pairs, facts)
-            self._reporter.note(_what_was_mined(facts))
+        negatives = self._mine(number) if phase.mines and not resumed else self._read(first)
         assert isinstance(self._objective, ContrastiveObjective)
         self._objective.pairs = replace(self._objective.pairs, negative_ids=negatives)
-        self.facts.append(facts)
+        # What a resumed run will need is read at once: should it be damaged, no steps are taken in vain.
+        if self._is_done_again(number):
+            keep_or_check = read_weights if resumed else write_weights
+            keep_or_check(self._weights("start", number), self._model)
+        if phase.again:
+            read_weights(self._weights("end", first), self._model)
+            if not resumed:
+                set_weights(self._model, read_weights(self._weights("start", first), self._model))
 
-    def _take_up_facts(self, number: int) -> None:
-        """Of the phases that a resumed run did before."""
-        earlier = [place for place in range(number) if self._phases[place].mines]
-        self.facts += [self._read(place)[1] for place in earlier[len(self.facts) :]]
+    def end(self, number: int) -> None:
+        """Keep what the phase of that number came to, or take the mean of it and of the one before.
+
+        Raises:
+            StorageError: weights can't be written, or those that were written can't be read.
+        """
+        if self._is_done_again(number):
+            write_weights(self._weights("end", number), self._model)
+        if self._phases[number].again:
+            average_with(self._model, read_weights(self._weights("end", number - 1), self._model))
+            self._reporter.note("the weights are now the mean of what the two phases with mined negatives ended with")
+
+    def facts(self, steps: int) -> list[dict[str, Any]]:
+        """What was mined, a phase each; for `results.json`.
+
+        Args:
+            steps: optimiser steps that were taken, in this process or before.
+
+        Raises:
+            StorageError: what was mined before this process can't be read.
+        """
+        mined = [number for number, phase in enumerate(self._phases) if phase.mines and phase.first_step < steps]
+        for number in mined:
+            if number not in self._facts:
+                self._read(number)
+        return [self._facts[number] for number in mined]
+
+    def _is_done_again(self, number: int) -> bool:
+        return number + 1 < len(self._phases) and self._phases[number + 1].again
+
+    def _mine(self, number: int) -> tuple[tuple[int, ...], ...]:
+        mined = stages.mine_negatives(
+            self._encoder, self._splits, self._texts, self._config, seed=self._seed, reporter=SilentReporter()
+        )
+        self._write(number, mined.pairs, mined.facts)
+        self._facts[number] = mined.facts
+        self._reporter.note(_what_was_mined(mined.facts))
+        return mined.pairs.negative_ids
+
+    def _weights(self, moment: str, number: int) -> Path:
+        return self._folder.checkpoints / f"{moment}-{number}.safetensors"
 
     def _path(self, number: int) -> Path:
         return self._folder.checkpoints / f"mined-{number}.json"
@@ -89,7 +130,7 @@ class MinedPhases:
         except OSError as error:
             raise StorageError(f"{path} can't be written: {why_not_written(error, path)}") from error
 
-    def _read(self, number: int) -> tuple[tuple[tuple[int, ...], ...], dict[str, Any]]:
+    def _read(self, number: int) -> tuple[tuple[int, ...], ...]:
         path = self._path(number)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +139,8 @@ class MinedPhases:
                 raise ValueError("it is not what was written")
             if len(negatives) != len(self._splits.train):
                 raise ValueError(f"it has {len(negatives):,} rows")
-            return tuple(tuple(map(int, ids)) for ids in negatives), facts
+            self._facts[number] = facts
+            return tuple(tuple(map(int, ids)) for ids in negatives)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(
                 f"{path}: the negatives that this run was trained with can't be read: {error}\n"

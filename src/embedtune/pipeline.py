@@ -137,6 +137,7 @@ def _train(
     write_splits(splits, folder.splits)
     phases = MinedPhases(trainer, encoder, splits, texts, config.mining, folder, reporter=reporter)
     progress = phases.trainer.run(resume=resume, stop=stop)
+    mined = phases.facts(progress.step)
 
     reporter.stage("Test")
     sections: dict[str, Any] = {}
@@ -166,7 +167,7 @@ def _train(
             "base_weights": identity.now["base_weights"],
             **hub_revisions(config.model, others, of_data),
         },
-        **({"mining": phases.facts} if phases.facts else {}),
+        **({"mining": mined} if mined else {}),
         **found.sections,
         **quantization,
         **sections,

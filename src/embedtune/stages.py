@@ -371,6 +371,12 @@ def _report_plan(plan: Plan, config: TrainingConfig, splits: Splits, reporter: R
     accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
     graded = splits.collection.graded
     for phase in plan.phases:
+        if phase.again:
+            reporter.note(
+                f"{phase.steps:,} further steps like these, from the weights that they began with; "
+                "the mean of both ends takes their place"
+            )
+            continue
         detail = f"{phase.batch_size - 1} in-batch negatives each{' and mined ones' if phase.mines else ''}"
         if graded:
             detail = "loss CoSENT: a higher grade is to have a higher cosine"

@@ -22,6 +22,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"adapter": {"dropout": 0.1}, "training": {"accumulate": 2}},
     "qlora": {"adapter": {"method": "qlora", "dropout": 0.1}, "training": {"micro_batch_tokens": 256}},
     "full": {"adapter": {"method": "full"}},
+    "thorough": {
+        "training": {"recipe": "thorough", "max_steps": 2, "mined_epochs": 0.35, "eval_steps": 3},
+        "mining": {"max_score_ratio": 100.0},
+    },
 }
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
@@ -40,9 +44,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(method: str, st_folder: Path, pai
         "pairs": str(pairs_file),
         "folder": str(tmp_path),
         "seed": 0,
-        "kills": KILLS or {"lora": 1, "qlora": 2}[method],
+        "kills": KILLS or {"lora": 1, "qlora": 2, "thorough": 1}[method],
         # All calls that change the disk take minutes.
-        "every": (1 if method == "lora" else 7) if KILLS else {"lora": 61, "qlora": 0}[method],
+        "every": {"lora": 1, "thorough": 1}.get(method, 7) if KILLS else {"lora": 61, "thorough": 97}.get(method, 0),
         "settings": {
             **settings,
             # A checkpoint after every step, so that most of the time goes into writing them.

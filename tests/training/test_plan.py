@@ -41,28 +41,34 @@ def test_steps_are_epochs_of_batches() -> None:
     assert plan(1000, batch_size=64, epochs=3, max_steps=7, accumulate=4).steps == 7
 
 
-def phases(pairs: int = 6400, **settings: Any) -> list[tuple[int, int, int, float, bool]]:
-    """First step, steps, batch size, learning rate and mining of each phase."""
+def phases(pairs: int = 6400, **settings: Any) -> list[tuple[int, int, int, float, str]]:
+    """First step, steps, batch size, learning rate and beginning of each phase."""
     found = make_plan(TrainingConfig(**settings), pairs, mining=True).phases
-    return [(phase.first_step, phase.steps, phase.batch_size, phase.lr, phase.mines) for phase in found]
+    begins = ["again" if phase.again else "mines" if phase.mines else "" for phase in found]
+    return [(p.first_step, p.steps, p.batch_size, p.lr, how) for p, how in zip(found, begins, strict=True)]
 
 
 def test_recipes_are_passes_over_the_pairs() -> None:
-    assert phases() == [(0, 100, 128, 2e-3, False), (100, 100, 64, 1e-3, True)]
-    assert phases(recipe="quick") == [(0, 50, 128, 2e-3, False)]
-    assert phases(recipe="thorough")[1:] == [(100, 100, 64, 1e-3, True), (200, 100, 64, 1e-3, True)]
+    assert phases() == [(0, 100, 128, 2e-3, ""), (100, 100, 64, 1e-3, "mines")]
+    assert phases(recipe="quick") == [(0, 50, 128, 2e-3, "")]
+    assert phases(recipe="thorough")[1:] == [(100, 100, 64, 1e-3, "mines"), (200, 100, 64, 1e-3, "again")]
     assert plan(6400).phases[1:] == (), "without mining there are no phases for it"
 
 
 def test_what_is_given_takes_the_place_of_the_recipe() -> None:
-    assert phases(epochs=1) == [(0, 50, 128, 2e-3, False), (50, 100, 64, 1e-3, True)]
-    assert phases(mined_epochs=0) == [(0, 100, 128, 2e-3, False)]
-    assert phases(max_steps=7) == [(0, 7, 128, 2e-3, False)]
-    assert phases(max_steps=7, mined_epochs=2)[1:] == [(7, 200, 64, 1e-3, True)]
-    assert phases(mined_lr=1e-4, mined_batch_size=32)[1:] == [(100, 200, 32, 1e-4, True)]
-    assert phases(lr=1e-4, batch_size=32)[1:] == [(400, 400, 16, 5e-5, True)]
-    assert phases(recipe="thorough", mined_epochs=1)[1:] == [(100, 50, 64, 1e-3, True), (150, 50, 64, 1e-3, True)]
-    assert phases(20) == [(0, 4, 16, 2e-3, False), (4, 2, 16, 1e-3, True)]
+    assert phases(epochs=1) == [(0, 50, 128, 2e-3, ""), (50, 100, 64, 1e-3, "mines")]
+    assert phases(mined_epochs=0) == [(0, 100, 128, 2e-3, "")]
+    assert phases(max_steps=7) == [(0, 7, 128, 2e-3, "")]
+    assert phases(max_steps=7, mined_epochs=2)[1:] == [(7, 200, 64, 1e-3, "mines")]
+    assert phases(mined_lr=1e-4, mined_batch_size=32)[1:] == [(100, 200, 32, 1e-4, "mines")]
+    assert phases(lr=1e-4, batch_size=32)[1:] == [(400, 400, 16, 5e-5, "mines")]
+    assert phases(recipe="thorough", mined_epochs=0.5)[1:] == [
+        (100, 50, 64, 1e-3, "mines"),
+        (150, 50, 64, 1e-3, "again"),
+    ]
+    assert phases(recipe="thorough", mined_epochs=0) == [(0, 100, 128, 2e-3, "")]
+    assert phases(recipe="thorough", max_steps=7) == [(0, 7, 128, 2e-3, "")]
+    assert phases(20) == [(0, 4, 16, 2e-3, ""), (4, 2, 16, 1e-3, "mines")]
     with pytest.raises(ConfigError, match="--mined-batch-size 30 is more than the 20 pairs"):
         phases(20, mined_batch_size=30)
 

@@ -27,7 +27,7 @@ class TrainingConfig:
 
     recipe: Literal["quick", "default", "thorough"] = "default"
     """What the settings that are left open come to: quick takes one pass without mined negatives, default two passes
-    and one with them, thorough a further one with negatives mined anew."""
+    and one with them, thorough makes that one twice from the same weights and takes the mean of both ends."""
     lr: float | None = None
     """Peak learning rate; if not given 2e-3 for adapters, 5e-4 for those with the PiSSA start and 1e-4 for full
     fine-tuning, and less for encoders wider than 384, in proportion."""
@@ -40,7 +40,8 @@ class TrainingConfig:
     max_steps: int | None = None
     """Optimiser steps to take, instead of `epochs`; no negatives are mined then, unless `mined_epochs` is given."""
     mined_epochs: float | None = None
-    """Further passes, with hard negatives that the model so far has mined; 0 for none. By the recipe if not given."""
+    """Further passes, with hard negatives that the model so far has mined; 0 for none. By the recipe if not given. The
+    recipe thorough makes so many twice."""
     mined_lr: float | None = None
     """Peak learning rate of these; half of `lr` if not given."""
     mined_batch_size: int | None = None

@@ -31,14 +31,16 @@ class Recipe:
 
     epochs: float
     """With the negatives of the batch, and those given."""
-    mined: tuple[float, ...]
-    """With mined negatives; each entry begins with mining anew."""
+    mined: float
+    """With mined negatives."""
+    averaged: bool = False
+    """Whether the passes with mined negatives are made twice from the same weights, and the mean of both ends taken."""
 
 
 RECIPES = {
-    "quick": Recipe(epochs=1, mined=()),
-    "default": Recipe(epochs=2, mined=(1,)),
-    "thorough": Recipe(epochs=2, mined=(1, 1)),
+    "quick": Recipe(epochs=1, mined=0),
+    "default": Recipe(epochs=2, mined=1),
+    "thorough": Recipe(epochs=2, mined=1, averaged=True),
 }
 
 
@@ -56,6 +58,9 @@ class Phase:
     """Peak learning rate."""
     mines: bool
     """Whether hard negatives are mined before its first step."""
+    again: bool = False
+    """Whether it begins with the weights and the negatives that the phase before began with, and ends with the mean of
+    both phases' last weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,7 @@ class Plan:
     epochs: float
     """Passes over the pairs before negatives are mined, if they are what counts and not the steps."""
     mined_epochs: float
-    """Passes after that."""
+    """Passes with mined negatives, in each phase of them."""
 
     @property
     def steps(self) -> int:
@@ -130,9 +135,10 @@ def make_plan(
     )
     lr = config.lr or default_lr(method, init, width)
     recipe = RECIPES[config.recipe]
-    epochs, mined = config.epochs or recipe.epochs, _mined_epochs(config, recipe) if mining else ()
+    epochs, mined = config.epochs or recipe.epochs, _mined_epochs(config, recipe) if mining else 0.0
     lengths = [config.max_steps or _steps(epochs, batches_per_epoch(pairs, batch_size), config)]
-    lengths += [_steps(share, batches_per_epoch(pairs, mined_batch_size), config) for share in mined]
+    if mined:
+        lengths += [_steps(mined, batches_per_epoch(pairs, mined_batch_size), config)] * (2 if recipe.averaged else 1)
     phases = tuple(
         Phase(
             first_step=last_step - steps,
@@ -140,7 +146,8 @@ def make_plan(
             batch_size=mined_batch_size if number else batch_size,
             warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
             lr=(config.mined_lr or MINED_SHARE * lr) if number else lr,
-            mines=number > 0,
+            mines=number == 1,
+            again=number == 2,
         )
         for number, (steps, last_step) in enumerate(zip(lengths, accumulate(lengths), strict=True))
     )
@@ -148,7 +155,7 @@ def make_plan(
         phases=phases,
         eval_steps=config.eval_steps or math.ceil(sum(lengths) / EVALUATIONS_PER_RUN),
         epochs=epochs,
-        mined_epochs=sum(mined),
+        mined_epochs=mined,
     )
 
 
@@ -162,12 +169,11 @@ def default_lr(method: str, init: str, width: int = WIDTH_OF_DEFAULTS) -> float:
     return found_at_width * min(1.0, WIDTH_OF_DEFAULTS / width)
 
 
-def _mined_epochs(config: TrainingConfig, recipe: Recipe) -> tuple[float, ...]:
+def _mined_epochs(config: TrainingConfig, recipe: Recipe) -> float:
     """Passes of each phase with mined negatives."""
     if config.mined_epochs is None:
-        return recipe.mined if config.max_steps is None else ()
-    count = max(1, len(recipe.mined))
-    return (config.mined_epochs / count,) * count if config.mined_epochs else ()
+        return recipe.mined if config.max_steps is None else 0.0
+    return config.mined_epochs
 
 
 def _steps(epochs: float, per_epoch: int, config: TrainingConfig) -> int:

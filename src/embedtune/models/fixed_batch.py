@@ -56,7 +56,8 @@ class Filled:
     @property
     def tokens(self) -> int:
         """Fillers' included."""
-        return int(self.arranged.position_ids_T.size)
+        tokens: int = self.arranged.position_ids_T.size
+        return tokens
 
 
 def room_for_tokens(tokens: int) -> int:

@@ -56,13 +56,12 @@ class Filled:
     @property
     def tokens(self) -> int:
         """Fillers' included."""
-        tokens: int = self.arranged.position_ids_T.size
-        return tokens
+        return len(self.arranged.position_ids_T)
 
 
 def room_for_tokens(tokens: int) -> int:
     """Tokens of the smallest room that holds so many; there are few sizes, so that batches share them."""
-    step = max(SMALLEST_STEP, 2 ** (max(1, tokens).bit_length() - 1) // STEPS_PER_DOUBLING)
+    step = max(SMALLEST_STEP, (1 << tokens.bit_length() - 1) // STEPS_PER_DOUBLING)
     return math.ceil(tokens / step) * step
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from embedtune.config import AdapterConfig, ModelConfig
 from embedtune.models.adapters import make_trainable
 from embedtune.models.encoder import Encoder
+from embedtune.models.layers import all_linears, read_layers
 from embedtune.models.load import load_encoder
 from embedtune.models.packing import TokenIds
 from embedtune.models.recompute import recompute_layers
@@ -43,6 +44,10 @@ def make_encoder(st_folder: Path) -> MakeEncoder:
         adapter = AdapterConfig(method=method, dropout=dropout)  # type: ignore[arg-type]
         torch.manual_seed(0)
         encoder = load_encoder(config, master_weights=adapter.trains_weights)
+        if method == "qlora":
+            from embedtune.models.quantize import quantize  # needs bitsandbytes
+
+            quantize(encoder, low_memory=False)
         make_trainable(encoder, adapter)
         with torch.no_grad():
             for parameter in encoder.parameters():
@@ -155,6 +160,38 @@ def test_other_base_weights_are_recorded_anew(
             module.weight.data = 1.1 * module.weight.data
     assert (replayed.embed(texts) - encoder.embed(texts)).abs().max() < 1e-3
     assert replayed._captures == 2
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_the_same_frozen_weights_are_known_again(method: str, make_encoder: MakeEncoder) -> None:
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    encoder = make_encoder(method=method)
+
+    def found() -> tuple[Any, ...]:
+        return replay.frozen_weights(all_linears(read_layers(encoder.fused_layers)))
+
+    before = found()
+    assert len(before) == 2 * 6 * len(encoder.fused_layers) > 0
+    assert found() == before
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            module.bias.data = module.bias.data.clone()
+            break
+    assert found() != before
+
+
+@gpu
+def test_four_bit_weights_are_recorded_once(
+    make_encoder: MakeEncoder, batches: Callable[[Encoder], list[list[TokenIds]]]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    encoder = make_encoder(precision="bf16", method="qlora")
+    replayed, texts = Replay(encoder), batches(encoder)[0]
+    expected = gradients(encoder, encoder.embed(texts))
+    for _ in range(3):
+        assert_same(gradients(encoder, replayed.embed(texts)), expected, 5e-2)
+    assert (replayed._captures, replayed._refusal) == (1, None)
 
 
 @gpu

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from embedtune.kernels.dispatch import attention_tables
 from embedtune.models.encoder import Encoder
 from embedtune.models.fixed_batch import Filled, FixedBatch, fill_up, room_for
 from embedtune.models.layers import ReadLayer, all_linears, place_weights, read_layers
-from embedtune.models.linears import flatten_adapters
+from embedtune.models.linears import ReadLinear, flatten_adapters
 from embedtune.models.memory import out_of_memory
 from embedtune.models.packing import TokenIds
 from embedtune.models.recompute import recomputes_layers
@@ -49,7 +49,7 @@ class Replay:
         self._captures = 0
         self._pool: Any = None
         self._flat_N: Tensor | None = None
-        self._recorded: tuple[int, ...] = ()
+        self._recorded: tuple[Any, ...] = ()
         self._refusal: str | None = None
         self._waiting: weakref.ref[_Activations] | None = None
         self._parameters: list[nn.Parameter] | None = None
@@ -87,7 +87,7 @@ class Replay:
         tables = attention_tables(dtype, _head_size(self._encoder), max(map(len, texts)))
         if tables is None:
             return None
-        self._keep_to([tensor for linear in linears for tensor in linear.frozen[:2]])
+        self._keep_to(frozen_weights(linears))
         flat_N = flatten_adapters(linears, dtype)
         assert flat_N is not None
         filled = fill_up(texts, tables, position_offset=self._encoder.position_offset)
@@ -98,12 +98,11 @@ class Replay:
             graph = self._capture(filled, tables, flat_N.detach(), layers)
         return None if graph is None else (flat_N, graph)
 
-    def _keep_to(self, frozen: list[Any]) -> None:
-        """Give up graphs of other frozen weights than these."""
-        recorded = tuple(tensor.data_ptr() if isinstance(tensor, Tensor) else id(tensor) for tensor in frozen)
-        if recorded != self._recorded:
+    def _keep_to(self, frozen: tuple[Any, ...]) -> None:
+        """Give up graphs that were recorded with other frozen weights than these."""
+        if frozen != self._recorded:
             self._release()
-            self._recorded = recorded
+            self._recorded = frozen
 
     def _capture(
         self, filled: Filled, tables: Sequence[Table], flat_N: Tensor, layers: list[ReadLayer]
@@ -200,6 +199,13 @@ class _Replayed(Function):
             raise RuntimeError("the gradients of a replayed batch can be taken once")
         ctx.activations.used = True
         return ctx.graph.backward(grad_outputs[0]), None, None, None
+
+
+def frozen_weights(linears: Iterable[ReadLinear]) -> tuple[Any, ...]:
+    """Which weights and biases these are: equal as long as a recorded graph finds them where they were."""
+    tensors = [tensor for linear in linears for tensor in linear.frozen[:2]]
+    # What makes a 4-bit layer's weight is another object each time it is asked for, but equal to the last one.
+    return tuple(tensor.data_ptr() if isinstance(tensor, Tensor) else tensor for tensor in tensors)
 
 
 def _warm_up(embed: Callable[[], Tensor], flat_N: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from embedtune.kernels.autocast import compute_dtype, no_autocast
 from embedtune.kernels.linear import fused
 from embedtune.kernels.linear.adapted import AdaptedLinear
+from embedtune.kernels.linear.mask import draw_mask
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""
@@ -35,19 +37,33 @@ def read_linear(module: Any) -> AdaptedLinear | None:
     """A linear layer as it is at this moment.
 
     Returns:
-        None if it is no linear layer, its weight or bias is trained, or its adapter is one that can't be merged into
-        the weight: it has dropout now, is off, or is of a kind that the kernels don't know.
+        None if it is no linear layer, or its adapter is one that the kernels don't know, or is off.
     """
+    module = trained_copy(module)
     if not isinstance(module, LoraLayer):
-        return _read_frozen(module)
+        return _read_plain(module)
     layer: Any = module
-    base = _read_frozen(layer.get_base_layer())
+    base = _read_plain(layer.get_base_layer())
     if base is None or not _is_fused(layer) or layer.disable_adapters or layer.merged:
         return None
-    if layer.training and not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
-        return None
+    dropout = _dropout(layer)
     a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    return base._replace(lora_a_RI=a_RI, lora_b_OR=b_OR * layer.scaling[ADAPTER])
+    return base._replace(lora_a_RI=a_RI, lora_b_OR=b_OR * _scaling(layer, dropout), dropout=dropout)
+
+
+def trained_copy(module: Any) -> Any:
+    """The copy of a module that PEFT trains in full, if it does; otherwise the module."""
+    if not isinstance(module, ModulesToSaveWrapper) or module.disable_adapters:
+        return module
+    return module.modules_to_save[ADAPTER]
+
+
+def mask_for(hidden_TE: Tensor, linears: Sequence[AdaptedLinear]) -> Tensor | None:
+    """A new mask for what these layers get as their input, as many tokens as given; None if adapters see all of it."""
+    for linear in linears:
+        if linear.dropout and linear.lora_a_RI is not None:
+            return draw_mask(len(hidden_TE), linear.lora_a_RI.shape[1], linear.dropout, hidden_TE.device)
+    return None
 
 
 def cast_adapters(linears: Sequence[AdaptedLinear], dtype: torch.dtype) -> list[AdaptedLinear]:
@@ -55,7 +71,7 @@ def cast_adapters(linears: Sequence[AdaptedLinear], dtype: torch.dtype) -> list[
 
     All are cast in one go, and so are their gradients: one by one, they would be most of a step's launches.
     """
-    adapters = [tensor for linear in linears for tensor in linear.adapter if tensor is not None]
+    adapters = [tensor for linear in linears for tensor in (linear.lora_a_RI, linear.lora_b_OR) if tensor is not None]
     if not adapters:
         return list(linears)
     flat = torch.cat([tensor.reshape(-1) for tensor in adapters]).to(dtype)
@@ -67,14 +83,22 @@ def cast_adapters(linears: Sequence[AdaptedLinear], dtype: torch.dtype) -> list[
     ]
 
 
-def _read_frozen(module: Any) -> AdaptedLinear | None:
+def _read_plain(module: Any) -> AdaptedLinear | None:
     make_weight = getattr(module, "frozen_weight", None)  # of NF4
     if make_weight is None and type(module) is not nn.Linear:
         return None
-    trained = make_weight is None and module.weight.requires_grad
-    if trained or (module.bias is not None and module.bias.requires_grad):
-        return None
     return AdaptedLinear(module.weight if make_weight is None else make_weight, module.bias)
+
+
+def _dropout(layer: Any) -> float:
+    """The chance that the adapter does not see a value of its input now."""
+    dropout = layer.lora_dropout[ADAPTER]
+    return float(dropout.p) if layer.training and isinstance(dropout, nn.Dropout) else 0.0
+
+
+def _scaling(layer: Any, dropout: float) -> float:
+    """The adapter's, by the share of its input that it sees."""
+    return float(layer.scaling[ADAPTER]) / (1 - dropout)
 
 
 def _is_fused(module: Any) -> bool:
@@ -100,17 +124,16 @@ def _fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if self.disable_adapters or self.merged:
         out: Tensor = type(self).forward(self, x, *args, **kwargs)
         return out
-    base, dropout = self.get_base_layer(), self.lora_dropout[ADAPTER]
+    base, dropout = self.get_base_layer(), _dropout(self)
     x_TI = x.reshape(-1, x.shape[-1]).to(compute_dtype(x))
-    dropped_TI = dropout(x_TI) if self.training and not isinstance(dropout, nn.Identity) else None
     with no_autocast(x):
         out_TO = fused.lora_linear(
             x_TI,
-            dropped_TI,
+            draw_mask(len(x_TI), x_TI.shape[1], dropout, x_TI.device) if dropout else None,
             getattr(base, "frozen_weight", base.weight),
             base.bias,
             self.lora_A[ADAPTER].weight,
             self.lora_B[ADAPTER].weight,
-            self.scaling[ADAPTER],
+            _scaling(self, dropout),
         )
     return out_TO.view(*x.shape[:-1], -1)

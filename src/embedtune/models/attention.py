@@ -38,8 +38,7 @@ def register() -> None:
 def use_packed_attention(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
     """Let the backbone take packed input; returns the layers that run fused then."""
     if is_mpnet(backbone):
-        pack_mpnet(backbone)
-        return ()
+        return pack_mpnet(backbone)
     register()
     backbone.set_attn_implementation(NAME)
     return fuse_layers(backbone)

@@ -39,6 +39,17 @@ POST_NORM_LAYERS = {
     "XLMRobertaLayer": _BERT_LAYER,
     "CamembertLayer": _BERT_LAYER,
     "ElectraLayer": _BERT_LAYER,
+    "MPNetLayer": PostNormLayer(
+        linears=(
+            "attention.attn.q",
+            "attention.attn.k",
+            "attention.attn.v",
+            "attention.attn.o",
+            "intermediate.dense",
+            "output.dense",
+        ),
+        norms=("attention.LayerNorm", "output.LayerNorm"),
+    ),
     "TransformerBlock": PostNormLayer(  # DistilBERT's
         linears=(
             "attention.q_lin",

@@ -23,14 +23,14 @@ Masks = tuple[Tensor | None, Tensor | None]
 
 def project(x_TI: Tensor, linears: Sequence[AdaptedLinear], mask_TI: Tensor | None = None) -> tuple[Tensor, ...]:
     """Several linear layers on one input, such as query, key and value; each output (T, O)."""
-    return tuple(_linear(x_TI, linear, mask_TI) for linear in linears)
+    return tuple(adapted(x_TI, linear, mask_TI) for linear in linears)
 
 
 def project_add_norm(
     x_TI: Tensor, linear: AdaptedLinear, residual_TE: Tensor, norm: LayerNorm, mask_TI: Tensor | None = None
 ) -> Tensor:
     """LayerNorm(x Wᵀ + b + residual), as behind the attention; shape (T, E)."""
-    return _norm(_linear(x_TI, linear, mask_TI) + residual_TE, norm)
+    return _norm(adapted(x_TI, linear, mask_TI) + residual_TE, norm)
 
 
 def feed_forward_add_norm(
@@ -38,10 +38,11 @@ def feed_forward_add_norm(
 ) -> Tensor:
     """LayerNorm(down(gelu(up(x))) + x), the second half of the layer, with the exact GELU; shape (T, E)."""
     mask_TE, mask_TF = masks
-    return _norm(_linear(functional.gelu(_linear(x_TE, up, mask_TE)), down, mask_TF) + x_TE, norm)
+    return _norm(adapted(functional.gelu(adapted(x_TE, up, mask_TE)), down, mask_TF) + x_TE, norm)
 
 
-def _linear(x_TI: Tensor, linear: AdaptedLinear, mask_TI: Tensor | None) -> Tensor:
+def adapted(x_TI: Tensor, linear: AdaptedLinear, mask_TI: Tensor | None) -> Tensor:
+    """A linear layer with its adapter, which sees what the mask keeps of the input; shape (T, O)."""
     bias_O = None if linear.bias_O is None else linear.bias_O.to(x_TI.dtype)
     out_TO = functional.linear(x_TI, dense(linear.weight_OI, x_TI.dtype), bias_O)
     if linear.lora_a_RI is None or linear.lora_b_OR is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from embedtune.kernels.linear import fused, reference
+from embedtune.kernels.linear.mask import draw_mask
 
 Linear = Callable[..., Tensor]
 SCALING = 0.7
@@ -28,7 +29,7 @@ def tensors(
     adapter = {"lora_a_RI": random(2, 5), "lora_b_OR": random(3, 2)}
     return {
         "x_TI": random(tokens, 5).to(dtype).requires_grad_(),
-        "dropped_TI": random(tokens, 5).to(dtype).requires_grad_(),
+        "mask_TI": random(tokens, 5) > -0.5,
         **frozen,
         **{name: value.to(adapter_dtype or dtype).requires_grad_() for name, value in adapter.items()},
     }
@@ -39,14 +40,14 @@ def run(linear: Linear, given: dict[str, Tensor], *, bias: bool, dropped: bool) 
     used = dict(given)
     out_TO = linear(
         used["x_TI"],
-        used["dropped_TI"] if dropped else None,
+        used["mask_TI"] if dropped else None,
         used["weight_OI"],
         used["bias_O"] if bias else None,
         used["lora_a_RI"],
         used["lora_b_OR"],
         SCALING,
     )
-    wanted = {name: x for name, x in used.items() if x.requires_grad and (dropped or name != "dropped_TI")}
+    wanted = {name: x for name, x in used.items() if x.requires_grad}
     grad_TO = torch.randn(out_TO.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gradients = torch.autograd.grad(out_TO, list(wanted.values()), grad_TO.to(out_TO))
     return {"out": out_TO.detach(), **dict(zip(wanted, gradients, strict=True))}
@@ -71,7 +72,10 @@ def test_fused_is_the_formula(
 @pytest.mark.parametrize("dropped", [True, False])
 def test_adapter_in_fp32_on_a_bf16_model(dropped: bool) -> None:
     given = tensors(dtype=torch.bfloat16, adapter_dtype=torch.float32, tokens=64)
-    exact = {name: x.detach().double().requires_grad_(x.requires_grad) for name, x in given.items()}
+    exact = {
+        name: x if name == "mask_TI" else x.detach().double().requires_grad_(x.requires_grad)
+        for name, x in given.items()
+    }
     expected = run(reference.lora_linear, exact, bias=True, dropped=dropped)
     actual = run(fused.lora_linear, given, bias=True, dropped=dropped)
     assert actual["out"].dtype == actual["x_TI"].dtype == torch.bfloat16
@@ -86,10 +90,10 @@ def test_adapter_in_fp32_on_a_bf16_model(dropped: bool) -> None:
 def test_gradcheck(bias: bool, dropped: bool) -> None:
     given = tensors(tokens=3)
 
-    def linear(x_TI: Tensor, dropped_TI: Tensor, lora_a_RI: Tensor, lora_b_OR: Tensor) -> Tensor:
+    def linear(x_TI: Tensor, lora_a_RI: Tensor, lora_b_OR: Tensor) -> Tensor:
         return fused.lora_linear(
             x_TI,
-            dropped_TI if dropped else None,
+            given["mask_TI"] if dropped else None,
             given["weight_OI"],
             given["bias_O"] if bias else None,
             lora_a_RI,
@@ -97,7 +101,7 @@ def test_gradcheck(bias: bool, dropped: bool) -> None:
             SCALING,
         )
 
-    inputs = tuple(given[name] for name in ("x_TI", "dropped_TI", "lora_a_RI", "lora_b_OR"))
+    inputs = tuple(given[name] for name in ("x_TI", "lora_a_RI", "lora_b_OR"))
     assert torch.autograd.gradcheck(linear, inputs)
 
 
@@ -131,8 +135,8 @@ def test_the_weight_may_be_made_when_needed_and_the_bias_trained(made: bool, tra
         asked.append(dtype)
         return weight_OI.to(dtype)
 
-    def linear(x_TI: Tensor, dropped_TI: Tensor | None, _: Tensor, *others: Any) -> Tensor:
-        return fused.lora_linear(x_TI, dropped_TI, make if made else weight_OI, *others)
+    def linear(x_TI: Tensor, mask_TI: Tensor | None, _: Tensor, *others: Any) -> Tensor:
+        return fused.lora_linear(x_TI, mask_TI, make if made else weight_OI, *others)
 
     actual = run(linear, given, bias=True, dropped=False)
     assert ("bias_O" in actual) == trained_bias
@@ -163,3 +167,26 @@ def test_fp32_weights_compute_in_the_dtype_of_the_input() -> None:
     assert actual.pop("bias_O").dtype == torch.float32
     for name, value in expected.items():
         assert torch.equal(actual[name], value), name
+
+
+def test_a_mask_keeps_as_many_values_as_it_should_and_follows_the_random_state() -> None:
+    torch.manual_seed(0)
+    mask_TI = draw_mask(301, 333, 0.1, torch.device("cpu"))
+    assert mask_TI.dtype == torch.bool
+    assert mask_TI.shape == (301, 333)
+    # 4.5 standard deviations, and the same for each quarter of the 64 bits that four values come from.
+    assert mask_TI.float().mean().item() == pytest.approx(0.9, abs=0.0043)
+    quarters = [mask_TI.flatten()[part::4].float().mean().item() for part in range(4)]
+    assert quarters == pytest.approx([0.9] * 4, abs=0.0086)
+    other_TI = draw_mask(301, 333, 0.1, torch.device("cpu"))
+    assert not torch.equal(other_TI, mask_TI)
+    torch.manual_seed(0)
+    assert torch.equal(draw_mask(301, 333, 0.1, torch.device("cpu")), mask_TI)
+
+
+@pytest.mark.parametrize("dropout", [1e-6, 0.5, 0.999999])
+def test_masks_of_extreme_chances(dropout: float) -> None:
+    torch.manual_seed(0)
+    assert draw_mask(100, 100, dropout, torch.device("cpu")).float().mean().item() == pytest.approx(
+        1 - dropout, abs=0.02
+    )

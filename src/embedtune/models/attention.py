@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from embedtune.kernels.attention.layout import PackedLayout
 from embedtune.kernels.autocast import compute_dtype, no_autocast
 from embedtune.kernels.dispatch import choose_attention
+from embedtune.models.gated import fuse_gated
 from embedtune.models.layers import fuse_layers
 from embedtune.models.mpnet import is_mpnet, pack_mpnet
 
@@ -38,10 +39,10 @@ def register() -> None:
 def use_packed_attention(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
     """Let the backbone take packed input; returns the layers that run fused then."""
     if is_mpnet(backbone):
-        pack_mpnet(backbone)
-        return ()
+        return pack_mpnet(backbone)
     register()
     backbone.set_attn_implementation(NAME)
+    fuse_gated(backbone)
     return fuse_layers(backbone)
 
 

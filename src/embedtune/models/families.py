@@ -39,6 +39,17 @@ POST_NORM_LAYERS = {
     "XLMRobertaLayer": _BERT_LAYER,
     "CamembertLayer": _BERT_LAYER,
     "ElectraLayer": _BERT_LAYER,
+    "MPNetLayer": PostNormLayer(
+        linears=(
+            "attention.attn.q",
+            "attention.attn.k",
+            "attention.attn.v",
+            "attention.attn.o",
+            "intermediate.dense",
+            "output.dense",
+        ),
+        norms=("attention.LayerNorm", "output.LayerNorm"),
+    ),
     "TransformerBlock": PostNormLayer(  # DistilBERT's
         linears=(
             "attention.q_lin",
@@ -52,6 +63,29 @@ POST_NORM_LAYERS = {
     ),
 }
 """Layer class to its parts; these run fused (see `layers`)."""
+
+
+class GatedFeedForward(NamedTuple):
+    """Names of the linear layers of a gated feed-forward module."""
+
+    up: tuple[str, ...]
+    """What is activated and what it is multiplied by, or the one layer that makes both, in that order."""
+    down: str
+
+
+_GATED = GatedFeedForward(up=("gate_proj", "up_proj"), down="down_proj")
+GATED_FEED_FORWARDS = {
+    "ModernBertMLP": GatedFeedForward(up=("Wi",), down="Wo"),
+    "EuroBertMLP": _GATED,
+    "Gemma3MLP": _GATED,
+    "GteMLP": _GATED,
+    "LlamaMLP": _GATED,
+    "MistralMLP": _GATED,
+    "NomicBertMLP": _GATED,
+    "Qwen2MLP": _GATED,
+    "Qwen3MLP": _GATED,
+}
+"""Module class to its parts; their second half runs fused (see `gated`)."""
 
 
 def position_offset(backbone: nn.Module) -> int:

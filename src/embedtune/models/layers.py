@@ -7,7 +7,7 @@ Shapes: `T` packed tokens, `E` hidden size, `H` heads, `D` head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from embedtune.kernels.layer import fused
 from embedtune.kernels.linear.adapted import AdaptedLinear
 from embedtune.kernels.norm import LayerNorm
 from embedtune.models.families import POST_NORM_LAYERS
-from embedtune.models.linears import ReadLinear, flatten_adapters, read_linear, with_adapters
+from embedtune.models.linears import ReadLinear, flatten_adapters, mask_for, read_linear, trained_copy, with_adapters
 
 
 class LayerWeights(NamedTuple):
@@ -36,6 +36,7 @@ class LayerWeights(NamedTuple):
     """Behind the attention and behind the feed-forward."""
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Weights = Mapping[nn.Module, LayerWeights]
 """Layer to its weights; a layer that is not among them runs as transformers has it."""
 
@@ -45,7 +46,7 @@ def fuse_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
 
     They do in a forward pass that brings `layer_weights`, from `layer_weights` below, along with its `packed_layout`.
     """
-    layers = _post_norm_layers(backbone)
+    layers = post_norm_layers(backbone)
     for layer in layers:
         layer.forward = partial(_layer_forward, layer, backbone.config.num_attention_heads)
     return layers
@@ -63,7 +64,7 @@ class ReadLayer(NamedTuple):
 def read_layers(layers: Iterable[nn.Module]) -> list[ReadLayer]:
     """Those of `fuse_layers`' layers that can run fused at this moment.
 
-    Those that can't have something that the kernels don't know, such as an adapter with dropout or trained norms.
+    Those that can't have something that the kernels don't know, such as DoRA.
     """
     return [read for layer in layers if (read := _read(layer)) is not None]
 
@@ -94,7 +95,8 @@ def place_weights(read: Sequence[ReadLayer], flat: Tensor | None, dtype: torch.d
     }
 
 
-def _post_norm_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
+def post_norm_layers(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """The layers that `layer_weights` can read and `fused_layer` can run."""
     config = backbone.config
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
     if activation != "gelu" or getattr(config, "is_decoder", False):
@@ -114,9 +116,8 @@ def _read(layer: nn.Module) -> ReadLayer | None:
 
 
 def _read_norm(module: nn.Module) -> LayerNorm | None:
-    if not isinstance(module, nn.LayerNorm) or module.weight.requires_grad or module.bias.requires_grad:
-        return None
-    return LayerNorm(module.weight, module.bias, module.eps)
+    norm = trained_copy(module)
+    return LayerNorm(norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else None
 
 
 def _layer_forward(
@@ -134,18 +135,32 @@ def _layer_forward(
         layout = {} if packed_layout is None else {"packed_layout": packed_layout}
         out: Tensor = type(layer).forward(layer, hidden_states, *args, **layout, **kwargs)
         return out
-    with no_autocast(hidden_states):
-        return _fused_forward(hidden_states[0].to(weights.dtype), weights, packed_layout, heads)[None]
+    attend = partial(_attend, packed_layout)
+    return fused_layer(hidden_states, weights, heads, attend)
 
 
-def _fused_forward(hidden_TE: Tensor, weights: LayerWeights, layout: PackedLayout, heads: int) -> Tensor:
+def fused_layer(hidden_1TE: Tensor, weights: LayerWeights, heads: int, attend: Attend) -> Tensor:
+    """A post-norm layer on a packed batch: hidden states (1, T, E) to (1, T, E).
+
+    Args:
+        hidden_1TE: the layer's input.
+        weights: the layer's, from `layer_weights`.
+        heads: of the attention.
+        attend: from query, key and value, each (T, H, D), to the attention's output of the same shape.
+    """
     *inputs, output, up, down = weights.linears
     attention_norm, output_norm = weights.norms
-    query_THD, key_THD, value_THD = (
-        projected.view(len(projected), heads, -1) for projected in fused.project(hidden_TE, inputs)
-    )
+    with no_autocast(hidden_1TE):
+        hidden_TE = hidden_1TE[0].to(weights.dtype)
+        projected = fused.project(hidden_TE, inputs, mask_for(hidden_TE, inputs))
+        attended_TE = attend(*(part_TE.view(len(part_TE), heads, -1) for part_TE in projected)).flatten(1)
+        mask_TE = mask_for(attended_TE, [output])
+        hidden_TE = fused.project_add_norm(attended_TE, output, hidden_TE, attention_norm, mask_TE)
+        masks = mask_for(hidden_TE, [up]), mask_for(hidden_TE, [down])
+        return fused.feed_forward_add_norm(hidden_TE, up, down, output_norm, masks)[None]
+
+
+def _attend(layout: PackedLayout, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor) -> Tensor:
     size = query_THD.shape[-1]
-    attend = choose_attention(hidden_TE.device.type, hidden_TE.dtype, size)
-    attended_THD = attend(query_THD, key_THD, value_THD, layout, scale=size**-0.5)
-    hidden_TE = fused.project_add_norm(attended_THD.flatten(1), output, hidden_TE, attention_norm)
-    return fused.feed_forward_add_norm(hidden_TE, up, down, output_norm)
+    attend = choose_attention(query_THD.device.type, query_THD.dtype, size)
+    return attend(query_THD, key_THD, value_THD, layout, scale=size**-0.5)

@@ -18,6 +18,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetModel, MPNetSelfAttent
 from embedtune.kernels.attention.layout import PackedLayout
 from embedtune.kernels.autocast import compute_dtype, no_autocast
 from embedtune.kernels.dispatch import choose_attention
+from embedtune.models.layers import Weights, fused_layer, post_norm_layers
 
 
 class _PackedBias(NamedTuple):
@@ -32,11 +33,14 @@ def is_mpnet(backbone: nn.Module) -> bool:
     return isinstance(backbone, MPNetModel)
 
 
-def pack_mpnet(backbone: nn.Module) -> None:
+def pack_mpnet(backbone: nn.Module) -> tuple[nn.Module, ...]:
     """Let this MPNet take packed input, in place; calling it again changes nothing.
 
     A call with the keyword arguments `input_ids` and `position_ids`, each (1, T), and `packed_layout` is packed and has
     no pooler output; any call without the last is transformers' own. Packed attention has no dropout.
+
+    Returns:
+        The layers that run fused in a packed call with `layer_weights`, from `layers.layer_weights`.
 
     Raises:
         TypeError: it is no MPNet.
@@ -48,6 +52,10 @@ def pack_mpnet(backbone: nn.Module) -> None:
     for module in backbone.encoder.modules():
         if isinstance(module, MPNetSelfAttention):
             module.forward = partial(_attention_forward, module)  # type: ignore[method-assign]
+    layers = post_norm_layers(backbone)
+    for layer in layers:
+        layer.forward = partial(_layer_forward, layer)
+    return layers
 
 
 def _model_forward(self: Any, *args: Any, packed_layout: PackedLayout | None = None, **kwargs: Any) -> Any:
@@ -57,15 +65,33 @@ def _model_forward(self: Any, *args: Any, packed_layout: PackedLayout | None = N
 
 
 def _packed_forward(
-    self: Any, layout: PackedLayout, *, input_ids: Tensor, position_ids: Tensor
+    self: Any, layout: PackedLayout, *, input_ids: Tensor, position_ids: Tensor, layer_weights: Weights | None = None
 ) -> BaseModelOutputWithPooling:
     """What `MPNetModel` and `MPNetEncoder` do, but no mask is made, and the bias for the longest text, not for T."""
     hidden_1TE = self.embeddings(input_ids=input_ids, position_ids=position_ids)
     bias_1HLL = self.encoder.compute_position_bias(hidden_1TE[:, : layout.max_length])
     packed_bias = _PackedBias(layout, bias_1HLL[0])
+    options = {"layer_weights": layer_weights} if layer_weights else {}
     for layer in self.encoder.layer:
-        hidden_1TE = layer(hidden_1TE, None, packed_bias)[0]
+        hidden_1TE = layer(hidden_1TE, None, packed_bias, **options)[0]
     return BaseModelOutputWithPooling(last_hidden_state=hidden_1TE)
+
+
+def _layer_forward(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | _PackedBias | None = None,
+    *args: Any,
+    layer_weights: Weights | None = None,
+    **kwargs: Any,
+) -> Any:
+    """`MPNetLayer.forward`, fused if there are weights for it: hidden states (1, T, E) to ((1, T, E),)."""
+    weights = (layer_weights or {}).get(self)
+    if weights is None or not isinstance(position_bias, _PackedBias):
+        return type(self).forward(self, hidden_states, attention_mask, position_bias, *args, **kwargs)
+    heads = self.attention.attn.num_attention_heads
+    return (fused_layer(hidden_states, weights, heads, partial(_attend, packed_bias=position_bias)),)
 
 
 def _attention_forward(

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SHARE_OF_MEMORY = {"cpu": 0.6, "cuda": 0.8}
 """Share of the free memory that a micro-batch may take. On a CPU others take from it too, and a process that takes too
 much is killed; on a GPU its step is repeated with less."""
-ENOUGH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
+ENOUGH_TOKENS = {"cpu": 4_096, "cuda": 131_072}
 """Tokens of a micro-batch where one is needed; more does not run faster, and takes memory from others."""
 SAMPLE_TOKENS = 512
 """A sample of about so many tokens is measured, and one of twice as many."""

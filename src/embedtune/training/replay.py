@@ -27,6 +27,7 @@ from embedtune.models.fixed_batch import Filled, FixedBatch, fill_up, room_for
 from embedtune.models.layers import ReadLayer, all_linears, place_weights, read_layers
 from embedtune.models.linears import ReadLinear, flatten_adapters
 from embedtune.models.memory import out_of_memory
+from embedtune.models.mpnet import is_mpnet
 from embedtune.models.packing import TokenIds
 from embedtune.models.recompute import recomputes_layers
 
@@ -82,7 +83,10 @@ class Replay:
         if self._parameters is None:  # finding them takes longer than half of a step
             self._parameters = list(self._encoder.parameters())
         if {id(p) for p in self._parameters if p.requires_grad} != adapters:
-            self._refuse("not all that is trained are adapters, without dropout, of layers that run fused")
+            self._refuse("not all that is trained are adapters of layers that run fused")
+            return None
+        if any(linear.plain.dropout for linear in linears):
+            self._refuse("adapters have dropout")
             return None
         tables = attention_tables(dtype, _head_size(self._encoder), max(map(len, texts)))
         if tables is None:
@@ -203,7 +207,7 @@ class _Replayed(Function):
 
 def frozen_weights(linears: Iterable[ReadLinear]) -> tuple[Any, ...]:
     """Which weights and biases these are: equal as long as a recorded graph finds them where they were."""
-    tensors = [tensor for linear in linears for tensor in linear.frozen[:2]]
+    tensors = [tensor for linear in linears for tensor in linear.plain[:2]]
     # What makes a 4-bit layer's weight is another object each time it is asked for, but equal to the last one.
     return tuple(tensor.data_ptr() if isinstance(tensor, Tensor) else tensor for tensor in tensors)
 
@@ -233,6 +237,8 @@ def _refusal(encoder: Encoder) -> str | None:
         return "the model has no layers that run fused"
     if encoder.autocast_dtype is not None:
         return "weights are trained"
+    if is_mpnet(encoder.backbone):
+        return "MPNet's attention bias is as large as the longest text"
     if recomputes_layers(encoder.backbone):
         return "activations are computed again"
     if torch.are_deterministic_algorithms_enabled():

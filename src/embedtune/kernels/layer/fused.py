@@ -17,65 +17,78 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from embedtune.kernels.dispatch import choose_activation, choose_norm
+from embedtune.kernels.layer.reference import Masks
 from embedtune.kernels.linear.adapted import (
     AdaptedLinear,
-    adapter_gradients,
+    add_masked,
     bare,
     bias_in,
+    gradients,
+    input_gradient,
     kept,
-    merged_weight,
+    multiply,
+    product_weight,
     recalled,
 )
 from embedtune.kernels.linear.weight import dense
 from embedtune.kernels.norm import LayerNorm
+from embedtune.kernels.norm.reference import trained_norm_backward
 
 
-def project(x_TI: Tensor, linears: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
+def project(x_TI: Tensor, linears: Sequence[AdaptedLinear], mask_TI: Tensor | None = None) -> tuple[Tensor, ...]:
     """Same signature and result as `reference.project`; the outputs are parts of one tensor."""
-    out: tuple[Tensor, ...] = _Project.apply(x_TI, tuple(linears), *(p for linear in linears for p in linear.adapter))
+    trained = (tensor for linear in linears for tensor in linear.trained)
+    out: tuple[Tensor, ...] = _Project.apply(x_TI, mask_TI, tuple(linears), *trained)
     return out
 
 
-def project_add_norm(x_TI: Tensor, linear: AdaptedLinear, residual_TE: Tensor, norm: LayerNorm) -> Tensor:
+def project_add_norm(
+    x_TI: Tensor, linear: AdaptedLinear, residual_TE: Tensor, norm: LayerNorm, mask_TI: Tensor | None = None
+) -> Tensor:
     """Same signature and result as `reference.project_add_norm`."""
-    out: Tensor = _ProjectAddNorm.apply(x_TI, residual_TE, linear, norm, *linear.adapter)
+    out: Tensor = _ProjectAddNorm.apply(x_TI, residual_TE, mask_TI, linear, norm, *linear.trained, *norm.trained)
     return out
 
 
-def feed_forward_add_norm(x_TE: Tensor, up: AdaptedLinear, down: AdaptedLinear, norm: LayerNorm) -> Tensor:
+def feed_forward_add_norm(
+    x_TE: Tensor, up: AdaptedLinear, down: AdaptedLinear, norm: LayerNorm, masks: Masks = (None, None)
+) -> Tensor:
     """Same signature and result as `reference.feed_forward_add_norm`."""
-    out: Tensor = _FeedForwardAddNorm.apply(x_TE, up, down, norm, *up.adapter, *down.adapter)
+    out: Tensor = _FeedForwardAddNorm.apply(x_TE, *masks, up, down, norm, *up.trained, *down.trained, *norm.trained)
     return out
 
 
 class _Project(Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TI: Tensor, linears: tuple[AdaptedLinear, ...], *adapters: Tensor | None
+        ctx: Any, x_TI: Tensor, mask_TI: Tensor | None, linears: tuple[AdaptedLinear, ...], *trained: Tensor | None
     ) -> tuple[Tensor, ...]:
-        dtype = x_TI.dtype
         outputs = [_outputs(linear) for linear in linears]
         weight_FI = x_TI.new_empty(sum(outputs), x_TI.shape[1])
         weights = torch.split(weight_FI, outputs)
         for linear, weight_OI in zip(linears, weights, strict=True):
-            merged_weight(linear, dtype, out=weight_OI)
+            product_weight(linear, x_TI.dtype, mask_TI, out=weight_OI)
         ctx.linears = [bare(linear) for linear in linears]
         saved = [kept(linear, weight) for linear, weight in zip(linears, weights, strict=True)]
-        ctx.save_for_backward(x_TI, *(tensor for tensors in saved for tensor in tensors))
+        ctx.save_for_backward(x_TI, mask_TI, *(tensor for tensors in saved for tensor in tensors))
         out_TF = functional.linear(x_TI, weight_FI, _bias(linears, outputs, x_TI))
-        return torch.split(out_TF, outputs, dim=1)
+        parts = torch.split(out_TF, outputs, dim=1)
+        for linear, part_TO in zip(linears, parts, strict=True):
+            add_masked(part_TO, x_TI, linear, mask_TI)
+        return parts
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, *saved = ctx.saved_tensors
+        x_TI, mask_TI, *saved = ctx.saved_tensors
         grad_x_TI: Tensor | None = None
-        gradients: list[Tensor | None] = []
+        of_trained: list[Tensor | None] = []
         for number, (linear, grad_TO) in enumerate(zip(ctx.linears, grad_outputs, strict=True)):
-            merged_OI, whole = recalled(linear, saved[3 * number : 3 * number + 3], grad_TO.dtype)
+            weight_OI, whole = recalled(linear, saved[3 * number : 3 * number + 3], grad_TO.dtype, mask_TI)
             if ctx.needs_input_grad[0]:
-                grad_x_TI = grad_TO @ merged_OI if grad_x_TI is None else grad_x_TI.addmm_(grad_TO, merged_OI)
-            gradients += adapter_gradients(x_TI, grad_TO, whole)
-        return grad_x_TI, None, *gradients
+                grad_x_TI = input_gradient(grad_TO, whole, weight_OI, mask_TI, onto=grad_x_TI)
+            wanted = ctx.needs_input_grad[3 + 4 * number : 7 + 4 * number]
+            of_trained += gradients(x_TI, grad_TO, whole, mask_TI, wanted)
+        return grad_x_TI, None, None, *of_trained
 
 
 class _ProjectAddNorm(Function):
@@ -84,61 +97,77 @@ class _ProjectAddNorm(Function):
         ctx: Any,
         x_TI: Tensor,
         residual_TE: Tensor,
+        mask_TI: Tensor | None,
         linear: AdaptedLinear,
         norm: LayerNorm,
-        *adapter: Tensor | None,
+        *trained: Tensor | None,
     ) -> Tensor:
-        dtype = x_TI.dtype
-        add_norm, _ = choose_norm(x_TI.device.type, dtype, residual_TE.shape[1])
-        merged_EI = merged_weight(linear, dtype)
-        projected_TE = functional.linear(x_TI, merged_EI, bias_in(linear.bias_O, dtype))
-        normalised = add_norm(projected_TE, residual_TE, norm)
+        add_norm, _ = choose_norm(x_TI.device.type, x_TI.dtype, residual_TE.shape[1])
+        weight_EI = product_weight(linear, x_TI.dtype, mask_TI)
+        normalised = add_norm(multiply(x_TI, linear, weight_EI, mask_TI), residual_TE, norm)
         ctx.linear, ctx.norm = bare(linear), norm
-        ctx.save_for_backward(x_TI, *normalised[1:], *kept(linear, merged_EI))
+        ctx.save_for_backward(x_TI, mask_TI, *normalised[1:], *kept(linear, weight_EI))
         return normalised.out_TE
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_TE,) = grad_outputs
-        x_TI, sum_TE, mean_T, rstd_T, *saved = ctx.saved_tensors
-        _, norm_backward = choose_norm(grad_TE.device.type, grad_TE.dtype, grad_TE.shape[1])
-        merged_EI, linear = recalled(ctx.linear, saved, grad_TE.dtype)
-        grad_sum_TE = norm_backward(grad_TE, sum_TE, mean_T, rstd_T, ctx.norm)
-        grad_x_TI = grad_sum_TE @ merged_EI if ctx.needs_input_grad[0] else None
-        return grad_x_TI, grad_sum_TE, None, None, *adapter_gradients(x_TI, grad_sum_TE, linear)
+        x_TI, mask_TI, sum_TE, mean_T, rstd_T, *saved = ctx.saved_tensors
+        weight_EI, linear = recalled(ctx.linear, saved, grad_TE.dtype, mask_TI)
+        grad_sum_TE, *of_norm = _norm_backward(grad_TE, sum_TE, mean_T, rstd_T, ctx.norm, ctx.needs_input_grad[9:])
+        grad_x_TI = input_gradient(grad_sum_TE, linear, weight_EI, mask_TI) if ctx.needs_input_grad[0] else None
+        of_trained = gradients(x_TI, grad_sum_TE, linear, mask_TI, ctx.needs_input_grad[5:9])
+        return grad_x_TI, grad_sum_TE, None, None, None, *of_trained, *of_norm
 
 
 class _FeedForwardAddNorm(Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TE: Tensor, up: AdaptedLinear, down: AdaptedLinear, norm: LayerNorm, *adapters: Tensor | None
+        ctx: Any,
+        x_TE: Tensor,
+        mask_TE: Tensor | None,
+        mask_TF: Tensor | None,
+        up: AdaptedLinear,
+        down: AdaptedLinear,
+        norm: LayerNorm,
+        *trained: Tensor | None,
     ) -> Tensor:
         dtype = x_TE.dtype
         add_norm, _ = choose_norm(x_TE.device.type, dtype, x_TE.shape[1])
-        merged_FE, merged_EF = merged_weight(up, dtype), merged_weight(down, dtype)
-        before_TF = functional.linear(x_TE, merged_FE, bias_in(up.bias_O, dtype))
-        projected_TE = functional.linear(functional.gelu(before_TF), merged_EF, bias_in(down.bias_O, dtype))
-        normalised = add_norm(projected_TE, x_TE, norm)
+        weight_FE, weight_EF = product_weight(up, dtype, mask_TE), product_weight(down, dtype, mask_TF)
+        before_TF = multiply(x_TE, up, weight_FE, mask_TE)
+        normalised = add_norm(multiply(functional.gelu(before_TF), down, weight_EF, mask_TF), x_TE, norm)
         ctx.up, ctx.down, ctx.norm = bare(up), bare(down), norm
-        ctx.save_for_backward(x_TE, before_TF, *normalised[1:], *kept(up, merged_FE), *kept(down, merged_EF))
+        ctx.save_for_backward(
+            x_TE, mask_TE, mask_TF, before_TF, *normalised[1:], *kept(up, weight_FE), *kept(down, weight_EF)
+        )
         return normalised.out_TE
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_TE,) = grad_outputs
-        x_TE, before_TF, sum_TE, mean_T, rstd_T, *saved = ctx.saved_tensors
-        dtype = grad_TE.dtype
-        _, norm_backward = choose_norm(grad_TE.device.type, dtype, grad_TE.shape[1])
+        x_TE, mask_TE, mask_TF, before_TF, sum_TE, mean_T, rstd_T, *saved = ctx.saved_tensors
+        dtype, needed = grad_TE.dtype, ctx.needs_input_grad
         gelu_and_backward = choose_activation(grad_TE.device.type, dtype)
-        merged_FE, up = recalled(ctx.up, saved[:3], dtype)
-        merged_EF, down = recalled(ctx.down, saved[3:], dtype)
-        grad_sum_TE = norm_backward(grad_TE, sum_TE, mean_T, rstd_T, ctx.norm)
-        after_TF, grad_before_TF = gelu_and_backward(before_TF, grad_sum_TE @ merged_EF)
-        down_gradients = adapter_gradients(after_TF, grad_sum_TE, down)
+        weight_FE, up = recalled(ctx.up, saved[:3], dtype, mask_TE)
+        weight_EF, down = recalled(ctx.down, saved[3:], dtype, mask_TF)
+        grad_sum_TE, *of_norm = _norm_backward(grad_TE, sum_TE, mean_T, rstd_T, ctx.norm, needed[14:])
+        after_TF, grad_before_TF = gelu_and_backward(before_TF, input_gradient(grad_sum_TE, down, weight_EF, mask_TF))
+        of_down = gradients(after_TF, grad_sum_TE, down, mask_TF, needed[10:14])
         del after_TF
-        up_gradients = adapter_gradients(x_TE, grad_before_TF, up)
-        grad_x_TE = grad_sum_TE.addmm_(grad_before_TF, merged_FE) if ctx.needs_input_grad[0] else None
-        return grad_x_TE, None, None, None, *up_gradients, *down_gradients
+        of_up = gradients(x_TE, grad_before_TF, up, mask_TE, needed[6:10])
+        grad_x_TE = input_gradient(grad_before_TF, up, weight_FE, mask_TE, onto=grad_sum_TE) if needed[0] else None
+        return grad_x_TE, None, None, None, None, None, *of_up, *of_down, *of_norm
+
+
+def _norm_backward(
+    grad_TE: Tensor, sum_TE: Tensor, mean_T: Tensor, rstd_T: Tensor, norm: LayerNorm, trained: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradient of what was normalised, and of the norm's weight and bias if they are trained."""
+    if any(trained):
+        return trained_norm_backward(grad_TE, sum_TE, mean_T, rstd_T, norm, wanted=trained)
+    _, norm_backward = choose_norm(grad_TE.device.type, grad_TE.dtype, grad_TE.shape[1])
+    return norm_backward(grad_TE, sum_TE, mean_T, rstd_T, norm), None, None
 
 
 def _outputs(linear: AdaptedLinear) -> int:

@@ -1,6 +1,7 @@
 """The parts of a post-norm transformer layer (Vaswani et al. 2017, section 3.1), written as their formulas.
 
-All weights but the adapters' are frozen.
+Weights, biases and norms get a gradient where they require one. With a mask, the adapters see only what it keeps of
+their layer's input (`linear.mask`); those of one input share it.
 
 Shapes: `T` tokens, `I` input features, `O` output features, `E` hidden size, `F` feed-forward size.
 """
@@ -12,32 +13,43 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from embedtune.kernels.linear import reference
 from embedtune.kernels.linear.adapted import AdaptedLinear
+from embedtune.kernels.linear.weight import dense
 from embedtune.kernels.norm import LayerNorm
 
+Masks = tuple[Tensor | None, Tensor | None]
+"""Of the inputs of the feed-forward half's two layers."""
 
-def project(x_TI: Tensor, linears: Sequence[AdaptedLinear]) -> tuple[Tensor, ...]:
+
+def project(x_TI: Tensor, linears: Sequence[AdaptedLinear], mask_TI: Tensor | None = None) -> tuple[Tensor, ...]:
     """Several linear layers on one input, such as query, key and value; each output (T, O)."""
-    return tuple(_linear(x_TI, linear) for linear in linears)
+    return tuple(adapted(x_TI, linear, mask_TI) for linear in linears)
 
 
-def project_add_norm(x_TI: Tensor, linear: AdaptedLinear, residual_TE: Tensor, norm: LayerNorm) -> Tensor:
+def project_add_norm(
+    x_TI: Tensor, linear: AdaptedLinear, residual_TE: Tensor, norm: LayerNorm, mask_TI: Tensor | None = None
+) -> Tensor:
     """LayerNorm(x Wᵀ + b + residual), as behind the attention; shape (T, E)."""
-    return _norm(_linear(x_TI, linear) + residual_TE, norm)
+    return _norm(adapted(x_TI, linear, mask_TI) + residual_TE, norm)
 
 
-def feed_forward_add_norm(x_TE: Tensor, up: AdaptedLinear, down: AdaptedLinear, norm: LayerNorm) -> Tensor:
+def feed_forward_add_norm(
+    x_TE: Tensor, up: AdaptedLinear, down: AdaptedLinear, norm: LayerNorm, masks: Masks = (None, None)
+) -> Tensor:
     """LayerNorm(down(gelu(up(x))) + x), the second half of the layer, with the exact GELU; shape (T, E)."""
-    return _norm(_linear(functional.gelu(_linear(x_TE, up)), down) + x_TE, norm)
+    mask_TE, mask_TF = masks
+    return _norm(adapted(functional.gelu(adapted(x_TE, up, mask_TE)), down, mask_TF) + x_TE, norm)
 
 
-def _linear(x_TI: Tensor, linear: AdaptedLinear) -> Tensor:
+def adapted(x_TI: Tensor, linear: AdaptedLinear, mask_TI: Tensor | None) -> Tensor:
+    """A linear layer with its adapter, which sees what the mask keeps of the input; shape (T, O)."""
+    bias_O = None if linear.bias_O is None else linear.bias_O.to(x_TI.dtype)
+    out_TO = functional.linear(x_TI, dense(linear.weight_OI, x_TI.dtype), bias_O)
     if linear.lora_a_RI is None or linear.lora_b_OR is None:
-        return reference.frozen_linear(x_TI, linear.weight_OI, linear.bias_O)
-    return reference.lora_linear(
-        x_TI, None, linear.weight_OI, linear.bias_O, linear.lora_a_RI, linear.lora_b_OR, scaling=1.0
-    )
+        return out_TO
+    seen_TI = x_TI if mask_TI is None else x_TI * mask_TI
+    low_rank_TR = functional.linear(seen_TI, linear.lora_a_RI.to(x_TI.dtype))
+    return out_TO + functional.linear(low_rank_TR, linear.lora_b_OR.to(x_TI.dtype))
 
 
 def _norm(x_TE: Tensor, norm: LayerNorm) -> Tensor:

@@ -1,4 +1,4 @@
-"""Residual addition and LayerNorm, with frozen weights."""
+"""Residual addition and LayerNorm."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from torch import Tensor
 
 
 class LayerNorm(NamedTuple):
-    """A frozen LayerNorm (Ba et al. 2016)."""
+    """A LayerNorm (Ba et al. 2016)."""
 
     weight_E: Tensor
     bias_E: Tensor
     eps: float
+
+    @property
+    def trained(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias, if they get a gradient."""
+        weight_E, bias_E = (tensor if tensor.requires_grad else None for tensor in (self.weight_E, self.bias_E))
+        return weight_E, bias_E
 
 
 class Normalised(NamedTuple):

@@ -5,6 +5,8 @@ Shapes: `T` tokens, `E` hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,27 @@ def add_norm(x_TE: Tensor, residual_TE: Tensor, norm: LayerNorm) -> Normalised:
 
 def norm_backward(grad_TE: Tensor, sum_TE: Tensor, mean_T: Tensor, rstd_T: Tensor, norm: LayerNorm) -> Tensor:
     """Gradient of the sum, a new tensor (T, E)."""
+    return _backward(grad_TE, sum_TE, mean_T, rstd_T, norm, wanted=(False, False))[0]
+
+
+def trained_norm_backward(
+    grad_TE: Tensor, sum_TE: Tensor, mean_T: Tensor, rstd_T: Tensor, norm: LayerNorm, *, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the sum, a new tensor (T, E), and of the norm's weight and bias, if they are wanted.
+
+    All is computed in fp32 or wider: in half precision torch's CPU kernel would add up the tokens in half precision.
+    """
+    dtype = torch.promote_types(grad_TE.dtype, torch.float32)
+    wide_TE, wide_sum_TE, mean_T, rstd_T = (tensor.to(dtype) for tensor in (grad_TE, sum_TE, mean_T, rstd_T))
+    grad_sum_TE, grad_weight_E, grad_bias_E = _backward(wide_TE, wide_sum_TE, mean_T, rstd_T, norm, wanted=wanted)
+    return grad_sum_TE.to(grad_TE.dtype), grad_weight_E, grad_bias_E
+
+
+def _backward(
+    grad_TE: Tensor, sum_TE: Tensor, mean_T: Tensor, rstd_T: Tensor, norm: LayerNorm, *, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     weight_E, bias_E = norm.weight_E.to(grad_TE.dtype), norm.bias_E.to(grad_TE.dtype)
-    grad_sum_TE: Tensor = torch.ops.aten.native_layer_norm_backward(
+    gradients: tuple[Tensor, Tensor | None, Tensor | None] = torch.ops.aten.native_layer_norm_backward(
         grad_TE.contiguous(),
         sum_TE,
         [sum_TE.shape[-1]],
@@ -30,6 +51,6 @@ def norm_backward(grad_TE: Tensor, sum_TE: Tensor, mean_T: Tensor, rstd_T: Tenso
         rstd_T[:, None],
         weight_E,
         bias_E,
-        [True, False, False],
-    )[0]
-    return grad_sum_TE
+        [True, *wanted],
+    )
+    return gradients

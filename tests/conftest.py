@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from embedtune.models.encoder import Encoder
 
-# Read when torch is first imported. On tensors this small, threads that spin while they wait cost several times the
-# work itself as soon as anything else wants the cores.
+# Read when torch is first imported, here and in the processes that tests start: a thread each, so that workers of
+# pytest-xdist don't fight for the cores, and that all add up in the same order. Should somebody ask for more threads,
+# those that spin while they wait would cost several times the work itself on tensors this small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Read when Triton is first imported, by whichever library: without a GPU its kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.general_texts import take_few
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -218,6 +220,14 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def few_general_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a model forgot is measured on a few texts, in runs that are not about it."""
+    with pytest.MonkeyPatch.context() as patch:
+        take_few(tmp_path_factory.mktemp("general"), patch)
+        yield
 
 
 @pytest.fixture(scope="session")

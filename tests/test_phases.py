@@ -17,6 +17,8 @@ from embedtune.pipeline import train
 from embedtune.training.contrastive import ContrastiveObjective
 from tests.interrupts import StopsAfter
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 
 @pytest.fixture
 def config(pairs_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:

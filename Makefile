@@ -17,7 +17,7 @@ check:                ## all checks and tests, in the environment there is
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 benchmark: $(VENV)/.demo   ## time embedtune beside its peers on the built-in example (some minutes on two cores)
 	$(BIN)/python -m benchmarks train --batch-size 32 --rounds 2

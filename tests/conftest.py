@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.general_texts import take_few
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
     from embedtune.models.encoder import Encoder
 
-# Read when torch is first imported. On tensors this small, threads that spin while they wait cost several times the
-# work itself as soon as anything else wants the cores.
+# Read when torch is first imported, here and in the processes that tests start: a thread each, so that workers of
+# pytest-xdist don't fight for the cores, and that all add up in the same order. Should somebody ask for more threads,
+# those that spin while they wait would cost several times the work itself on tensors this small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Read when Triton is first imported, by whichever library: without a GPU its kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():
@@ -216,6 +220,14 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def few_general_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a model forgot is measured on a few texts, in runs that are not about it."""
+    with pytest.MonkeyPatch.context() as patch:
+        take_few(tmp_path_factory.mktemp("general"), patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ from embedtune.pipeline import train
 from embedtune.report.verdict import verdict
 from tests.interrupts import StopsAfter
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 RETRIEVAL = re.compile(r"question|passage|BM25|word search|NDCG|retriev|quer(y|ies)|in-batch", re.IGNORECASE)
 """What a page about graded sentences has no business to say."""
 

@@ -32,6 +32,8 @@ from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 from tests.interrupts import StopsAfter
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 
 @pytest.fixture
 def config(pairs_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:

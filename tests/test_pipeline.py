@@ -34,6 +34,8 @@ from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
 from tests.interrupts import StopsAfter
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 
 @pytest.fixture(scope="session")
 def pairs_file(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,8 @@ from embedtune.cli.main import main
 from embedtune.config import TrainConfig
 from embedtune.errors import TrainingInterrupted
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:

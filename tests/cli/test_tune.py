@@ -10,6 +10,8 @@ import pytest
 
 from embedtune.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 
 @pytest.fixture
 def command(pairs_file: Path, st_folder: Path, tmp_path: Path) -> list[str]:

@@ -19,11 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from embedtune.config import DataConfig, OutputConfig, TrainConfig
 from embedtune.config_file import from_dict
 from embedtune.pipeline import train
+from tests.general_texts import take_few
 
 KILLED_AT = ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink")
 """Functions of `os` before whose calls a run is killed: all by which it changes a folder, or waits for the disk."""
@@ -40,6 +42,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
     folder, generator = Path(job["folder"]), random.Random(job["seed"])
+    take_few(folder / "general", pytest.MonkeyPatch())
     settings = from_dict(job["settings"], source="job")
     config = replace(
         settings,

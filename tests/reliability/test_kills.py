@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
 
-@pytest.mark.timeout(7200 if KILLS else 300)
+@pytest.mark.timeout(7200 if KILLS else 900)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_run_goes_on_to_the_same_bits(method: str, st_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
     if method == "full" and not KILLS:

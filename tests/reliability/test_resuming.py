@@ -27,6 +27,8 @@ from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
 from embedtune.training.loop import Trainer
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 Resume = Callable[..., TrainConfig]
 
 

@@ -68,7 +68,7 @@ def test_lora_with_dropout_in_another_process(config: TrainConfig, tmp_path: Pat
     # The threads are those of this process: sums depend on how they are divided.
     code = f"import torch; torch.set_num_threads({torch.get_num_threads()}); from embedtune.cli.main import main; "
     code += f"raise SystemExit(main(['train', '--config', {str(tmp_path / 'config.toml')!r}]))"
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=280)
     _assert_same(config.output.out, other.output.out)
 
 

@@ -25,6 +25,8 @@ from embedtune.models.merge import merged_model
 from embedtune.models.source import pinned_name, split_revision
 from embedtune.progress import SilentReporter
 
+pytestmark = pytest.mark.usefixtures("few_general_texts")
+
 FIRST, SECOND, OF_DATA = "1" * 40, "2" * 40, "d" * 40
 Load = Callable[..., Encoder]
 

@@ -109,7 +109,7 @@ def test_when_its_time_is_over_a_run_has_stopped_and_goes_on_to_the_same_weights
     ) as caught:
         timed.run(resume=False)
     assert caught.value.exit_code == 75
-    assert time.monotonic() - started < 8  # on a busy machine; alone it is below the time given
+    assert time.monotonic() - started < 30  # on a busy machine; alone it is below the time given
     resumed = make(tmp_path / "timed", Line())
     assert resumed.run(resume=True).losses == progress.losses
     assert torch.equal(weights(resumed), weights(whole))

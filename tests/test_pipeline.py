@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from transformers import AutoModel
 
 from embedtune.config import (
     METRICS,
+    AdapterConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
@@ -32,6 +33,7 @@ from embedtune.inference import evaluate_models
 from embedtune.models.load import load_encoder
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
+from embedtune.report.verdict import verdict
 from tests.interrupts import StopsAfter
 
 pytestmark = pytest.mark.usefixtures("few_general_texts")
@@ -109,6 +111,29 @@ def test_the_model_is_the_base_plus_the_adapter(config: TrainConfig, sentences: 
         got = adapted(**tokens).last_hidden_state
     mask = tokens["attention_mask"].bool()
     torch.testing.assert_close(got[mask], expected[mask], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_training_that_improves_nothing_hands_the_base_back_and_says_so_everywhere(
+    method: Literal["lora", "qlora"], config: TrainConfig, sentences: list[str]
+) -> None:
+    """As it was published, without the error of 4 bits that the training began with."""
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    training = replace(config.training, lr=1e-9, max_steps=2)
+    results = train(replace(config, training=training, adapter=AdapterConfig(method=method)))
+    out = config.output.out
+    tuned, base = (SentenceTransformer(str(name), device="cpu") for name in (out / "model", config.model.base))
+    np.testing.assert_array_equal(tuned.encode(sentences[:8]), base.encode(sentences[:8]))
+    assert (results["train"]["best_step"], results["train"]["improved"]) == (0, False)
+    said = "On the dev set no training step did better than the base model, so the base model is what was saved"
+    assert said in verdict(results)
+    assert said in (out / "report.html").read_text()
+    for part in ("model", "adapter"):
+        card = (out / part / "README.md").read_text()
+        assert said in card
+        assert "Nothing of its training was kept" in card
+        assert "| none, as no step did better |" in card
 
 
 def test_the_model_and_the_adapter_have_cards_and_the_model_is_saved_again_with_its_own(

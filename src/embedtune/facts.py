@@ -91,6 +91,7 @@ def train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -
     return {
         "steps": progress.step,
         "best_step": progress.best_step,
+        "improved": progress.best_step > 0,
         "batch_size": plan.batch_size,
         "phases": [asdict(phase) for phase in plan.phases],
         "metric": metric,

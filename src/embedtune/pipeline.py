@@ -141,10 +141,12 @@ def _train(
 
     reporter.stage("Test")
     sections: dict[str, Any] = {}
+    # The base as published: an adapter that begins as zero may sit on weights in 4 bits.
+    weight = 1.0 if config.adapter.start_adapter else 0.0
     if progress.best_step > 0:
         evaluate_dev = stages.dev_evaluation(splits, texts, config.training, seed=seed)
         sections["blend"] = blend(encoder, config, evaluate_dev, sets, reporter)
-    weight = sections["blend"]["used"] if "blend" in sections else 1.0
+        weight = sections["blend"]["used"]
     saved = save(encoder, config, weight, splits.collection, folder, reporter)
     tuned = exam.examine(saved.encoder, texts, sets, reporter, label="tuned model on the test set", sizes=True)
     if config.adapter.merge_into == "original":

@@ -53,6 +53,16 @@ def test_a_clear_gain_is_recommended(results: dict[str, Any]) -> None:
     assert recommendation(results, findings(results)) == "Yes, as far as this test set tells."
 
 
+@pytest.mark.parametrize("difference", [OPEN, LOSS])
+def test_a_training_of_which_nothing_was_kept_is_not_recommended(
+    results: dict[str, Any], difference: dict[str, Any]
+) -> None:
+    results["delta"]["ndcg@10"], results["train"]["best_step"] = difference, 0
+    expected = "No: nothing of the training was kept, as no step did better on the dev set."
+    assert recommendation(results, findings(results)) == expected
+    assert headline(results).startswith("On the dev set no training step did better than")
+
+
 def test_a_loss_that_does_not_show_is_not_called_absent(results: dict[str, Any]) -> None:
     found = answers(results)
     assert found["Loss on general tasks?"] == "none"

@@ -43,6 +43,23 @@ def test_a_loss_is_called_one() -> None:
     assert "-0.100 (95 % interval -0.150 to -0.050)" in sentence
 
 
+def test_a_run_that_could_not_improve_says_that_the_base_model_was_saved() -> None:
+    known = {**results(tuned=0.6, ci95=(0.0, 0.0), p_value=1.0, bm25=0.8), "train": {"best_step": 0}}
+    assert verdict(known) == (
+        "On the dev set no training step did better than the base model, so the base model is what was saved: NDCG@10 "
+        "on 168 held-out questions is 0.600, as it was; plain word search (BM25) scores higher than both: 0.800."
+    )
+
+
+def test_where_training_began_with_another_model_than_the_base_both_are_told() -> None:
+    """With an adapter that was to be trained further, or where the base was measured in 4 bits."""
+    known = {**results(tuned=0.58, ci95=(-0.05, 0.01), p_value=0.2), "train": {"best_step": 0}}
+    assert verdict(known) == (
+        "On the dev set no training step did better than what the training began with, so nothing of it was kept: "
+        "NDCG@10 on 168 held-out questions is 0.580, the base model's 0.600, -0.020 (95 % interval -0.050 to +0.010)."
+    )
+
+
 @pytest.mark.parametrize(
     ("tuned", "ci95", "than"), [(0.9, (0.25, 0.35), "both"), (0.3, (-0.4, -0.2), "the tuned model")]
 )

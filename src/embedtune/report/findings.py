@@ -9,7 +9,7 @@ from typing import Any, Literal
 from embedtune.report.goals import goal
 from embedtune.report.systems import further_models, lead, reference, reference_phrase, short_model_name
 from embedtune.report.text import counted, metric_name, shortened
-from embedtune.report.verdict import METRIC, Outcome, outcome, signed, too_small, verdict
+from embedtune.report.verdict import METRIC, Outcome, kept_nothing, outcome, signed, too_small, verdict
 
 Answer = Literal["yes", "no", "open", "higher", "lower", "none", "loss"]
 
@@ -81,6 +81,8 @@ def recommendation(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
         return ""
     of = goal(results)
     gain = outcome(results["delta"][of.metric])
+    if kept_nothing(results) and gain != "better":
+        return "No: nothing of the training was kept, as no step did better on the dev set."
     if gain == "worse":
         return f"No: it {of.loses} than the base model."
     if gain == "open":

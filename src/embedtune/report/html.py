@@ -31,7 +31,7 @@ from embedtune.report.goals import RETRIEVAL, Goal, goal
 from embedtune.report.questions import questions, suspects
 from embedtune.report.systems import lead, lead_phrase, reference
 from embedtune.report.text import Facts, count, duration, gibibytes, metric_name, present, rate, shortened, typeset
-from embedtune.report.verdict import too_small
+from embedtune.report.verdict import kept_nothing, too_small
 
 LONGEST_FACT = 300
 """Characters of a name or a path."""
@@ -131,8 +131,8 @@ def _checkpoint(train: Mapping[str, Any]) -> str:
         return ""
     if best == 0:
         return (
-            "No evaluation on the dev set was better than the base model's, so the saved model ranks as the base model "
-            "does. Another learning rate, more pairs or more epochs may change that."
+            "No evaluation on the dev set was better than that before the first step, so nothing of the training "
+            "was kept. Another learning rate, more pairs or more epochs may change that."
         )
     hint = " It is the last one: more epochs may gain more." if best == steps else ""
     return f"The model of step {best:,} was kept, the best of {evaluations} evaluations on the dev set.{hint}"
@@ -146,7 +146,9 @@ def _four_bit(results: Mapping[str, Any]) -> list[str]:
     paragraphs = [f"The adapter was trained on {quantization['what']}."]
     if quantization["base_measured_in_4_bits"]:
         paragraphs.append("The base model too was measured in 4 bits, to save memory (--memory low).")
-    if merge is None:
+    if merge is None and kept_nothing(results):
+        paragraphs.append("Nothing of the training was kept, as no step did better on the dev set.")
+    elif merge is None:
         paragraphs.append("The saved model is the adapter merged into the dequantised weights that it was trained on.")
     else:
         of = goal(results)

@@ -24,14 +24,16 @@ Outcome = Literal["better", "worse", "open"]
 def verdict(results: Mapping[str, Any]) -> str:
     """One sentence, in ASCII for any terminal: better, worse or open, the numbers, and word search where it is ahead.
 
-    An open difference comes with what the test set could have shown.
+    An open difference comes with what the test set could have shown. A run that kept nothing of its training says so.
 
     Args:
         results: the content of `results.json`; read are "task", "data", "base", "tuned", "delta" and, if there,
-            "bm25", "hybrid" and "delta_to".
+            "train", "bm25", "hybrid" and "delta_to".
     """
     of = goal(results)
     count, difference = of.number(results), results["delta"][of.metric]
+    if kept_nothing(results):
+        return _nothing_kept(results)
     finding = {
         "better": f"the tuned model {of.succeeds} better than the base model",
         "worse": f"the tuned model {of.succeeds} worse than the base model",
@@ -43,6 +45,14 @@ def verdict(results: Mapping[str, Any]) -> str:
         f"to {results['tuned'][of.metric]:.3f}, {signed(difference['mean'])} ({_evidence(difference)})"
         f"{_could_have_shown(items, difference)}{_bm25_ahead(results)}{_hybrid_ahead(results)}."
     )
+
+
+def kept_nothing(results: Mapping[str, Any]) -> bool:
+    """Whether no step did better on the dev set than the model that the training began with.
+
+    The base model as published was saved then, or with the adapter that was to be trained further.
+    """
+    return bool(results.get("train", {}).get("best_step") == 0)
 
 
 def too_small(results: Mapping[str, Any]) -> str | None:
@@ -91,6 +101,23 @@ def signed(value: float) -> str:
     if round(value, 4) == 0:
         return "0.000"
     return f"{value:+.3f}" if round(value, 3) else f"{value:+.4f}"
+
+
+def _nothing_kept(results: Mapping[str, Any]) -> str:
+    of = goal(results)
+    items, difference = of.counted(of.number(results)).replace(" ", " held-out "), results["delta"][of.metric]
+    before, after = results["base"][of.metric], results["tuned"][of.metric]
+    if not any(round(value, 4) for value in (difference["mean"], *difference["ci95"])):
+        found = "the base model, so the base model is what was saved"
+        measured = f"{of.name} on {items} is {after:.3f}, as it was"
+    else:
+        found = "what the training began with, so nothing of it was kept"
+        measured = (
+            f"{of.name} on {items} is {after:.3f}, the base model's {before:.3f}, {signed(difference['mean'])} "
+            f"({_evidence(difference)})"
+        )
+    ahead = f"{_bm25_ahead(results)}{_hybrid_ahead(results)}"
+    return f"On the dev set no training step did better than {found}: {measured}{ahead}."
 
 
 def _rounded(count: int) -> int:

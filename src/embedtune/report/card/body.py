@@ -21,7 +21,7 @@ from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, 
 from embedtune.report.card.settings import loss_in_words, portable_toml
 from embedtune.report.goals import RETRIEVAL, SIMILARITY, goal
 from embedtune.report.text import metric_name
-from embedtune.report.verdict import METRIC, signed, verdict
+from embedtune.report.verdict import METRIC, kept_nothing, signed, verdict
 
 MODEL_ID = "sentence_transformers_model_id"
 """Stands for the model's place on the Hub; Sentence Transformers' own push replaces this word, and so does ours."""
@@ -257,6 +257,7 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     trained, total = train.get("trainable_parameters"), train.get("total_parameters")
     versions = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
     blend = results.get("blend", {}).get("used", 1)
+    kept = "none, as no step did better" if kept_nothing(results) else _count(train.get("best_step"))
     facts = {
         "Pairs trained on": _count(data.get("train_pairs")),
         "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),
@@ -267,7 +268,7 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "Pairs in a batch": _count(train.get("batch_size", training.get("batch_size"))),
         "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
         "Steps": _count(train.get("steps")),
-        "Step kept (best on dev)": _count(train.get("best_step")),
+        "Step kept (best on dev)": kept,
         "Parameters trained": f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None,
         "Share of the tuned weights": f"{blend:g}; the rest is the base's" if blend != 1 else None,
         "Precision": environment.get("precision"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from embedtune.config import LossConfig, MiningConfig, ModelConfig, TrainingConfig
+from embedtune.config import LossConfig, MiningConfig, ModelConfig, TrainConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
 from embedtune.data.collection import Collection, IdArray, Pairs
 from embedtune.data.prepare import Splits
@@ -22,9 +23,11 @@ from embedtune.losses.build import ITSELF, build_loss
 from embedtune.losses.scale import LearnedScale
 from embedtune.mining.mine import Mined, mine, unmined
 from embedtune.mining.pool import training_pool
+from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.judge import load_judge
 from embedtune.models.load import check_encoder, load_encoder
+from embedtune.models.recompute import recompute_layers
 from embedtune.models.source import named
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.batch import batch_tokens
@@ -84,6 +87,45 @@ def load(model: ModelConfig, reporter: Reporter, *, four_bit: bool = False, mast
     for note in encoder.notes:
         reporter.warn(note)
     return encoder
+
+
+def load_base(config: TrainConfig, reporter: Reporter) -> Encoder:
+    """The model that will be trained, told about, with its weights held as the method wants them.
+
+    Raises:
+        ModelError: the model, the device or the precision can't be used.
+    """
+    four_bit = config.model.memory == "low"
+    return load(config.model, reporter, four_bit=four_bit, master_weights=config.adapter.trains_weights)
+
+
+def make_ready(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> dict[str, Any]:
+    """Free or attach what is trained, from the run's seed on.
+
+    Args:
+        encoder: from `load_base`.
+        config: of the run.
+        reporter: is told how much there is to train.
+
+    Returns:
+        The section "quantization" of the results, if the base is held in 4 bits.
+    """
+    torch.manual_seed(config.output.seed)
+    facts = {}
+    if config.adapter.method == "qlora":
+        from embedtune.models.quantize import describe, quantize  # needs bitsandbytes
+
+        low_memory = config.model.memory == "low"
+        if not low_memory:
+            reporter.note(quantize(encoder, low_memory=False))
+        facts = {"quantization": {**describe(encoder), "base_measured_in_4_bits": low_memory}}
+    make_trainable(encoder, config.adapter)
+    if config.training.gradient_checkpointing:
+        layers = recompute_layers(encoder.backbone)
+        reporter.note(f"activations of {layers} layers are computed again in the backward pass")
+    trainable, total = trainable_parameters(encoder)
+    reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    return facts
 
 
 def tokenize(encoder: Encoder, collection: Collection, reporter: Reporter | None = None) -> Texts:

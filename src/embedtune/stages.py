@@ -13,13 +13,13 @@ from torch import Tensor
 
 from embedtune.config import LossConfig, MiningConfig, ModelConfig, TrainConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
-from embedtune.data.collection import Collection, IdArray, Pairs
+from embedtune.data.collection import Collection, IdArray
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import TokenTable
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
 from embedtune.evaluation.run import evaluate_bm25 as search_by_word
 from embedtune.evaluation.similarity import Similarity, measure_similarity
-from embedtune.losses.build import ITSELF, build_loss
+from embedtune.losses.build import build_loss
 from embedtune.losses.scale import LearnedScale
 from embedtune.mining.mine import Mined, mine, unmined
 from embedtune.mining.pool import training_pool
@@ -30,19 +30,17 @@ from embedtune.models.load import check_encoder, load_encoder
 from embedtune.models.recompute import recompute_layers
 from embedtune.models.source import named
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.advice import Advice, ask_advisers
 from embedtune.training.batch import batch_tokens
 from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.graded import GradedObjective
-from embedtune.training.guide import guide_table
 from embedtune.training.kinds import settings_for
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.objective import WithScale, check_loss
 from embedtune.training.plan import Plan, make_plan
-from embedtune.training.random_state import random_state_kept
-from embedtune.training.teacher import taught
 
 COMMIT_SHOWN = 8
 """Characters of a commit, where it is part of a name."""
@@ -323,6 +321,7 @@ def build_trainer(
     out: Path,
     loss: LossConfig | None = None,
     plan: Plan | None = None,
+    advice: Advice | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Trainer:
@@ -336,6 +335,7 @@ def build_trainer(
         out: folder for `checkpoints/` and `tensorboard/`.
         loss: what a step makes smaller; the defaults if not given.
         plan: what `config` comes to; derived if not given.
+        advice: what a teacher and a guide say of the training rows; they are asked if not given.
         seed: of the data order.
         reporter: is told how it goes.
 
@@ -353,9 +353,9 @@ def build_trainer(
     )
     micro_batch = MicroBatch(tokens)
     scale = LearnedScale(loss.scale, device=encoder.device) if loss.learn_scale else None
-    with random_state_kept():
-        rows = taught(splits.train, splits.collection, loss, other_model(encoder.source), folder=out, reporter=reporter)
-        objective = _objective(encoder, splits, texts, loss, rows.pairs, scale, micro_batch, reporter)
+    if advice is None:
+        advice = ask_advisers(splits, loss, other_model(encoder.source), folder=out, reporter=reporter)
+    objective = _objective(encoder, splits, texts, loss, advice, scale, micro_batch)
     evaluate_dev = dev_evaluation(splits, texts, config, seed=seed)
     _report_plan(plan, config, splits, reporter)
     if tokens < largest:
@@ -377,7 +377,7 @@ def build_trainer(
         mixed_precision="fp16" if encoder.source.precision == "fp16" else "no",
         micro_batch=micro_batch,
         not_finite=objective.not_finite,
-        keep=rows.keep,
+        keep=advice.keep,
     )
 
 
@@ -386,25 +386,20 @@ def _objective(
     splits: Splits,
     texts: Texts,
     loss: LossConfig,
-    pairs: Pairs,
+    advice: Advice,
     scale: LearnedScale | None,
     micro_batch: MicroBatch,
-    reporter: Reporter,
 ) -> ContrastiveObjective | GradedObjective:
     if loss.loss == "cosent":
-        return GradedObjective(encoder, pairs, texts.queries, texts.passages, loss.scale, micro_batch)
-    guide = None
-    if loss.guide is not None and loss.guide != ITSELF:
-        guiding = named(other_model(encoder.source), loss.guide)
-        guide = guide_table(guiding, pairs, splits.collection, margin=loss.guide_margin, reporter=reporter)
+        return GradedObjective(encoder, advice.pairs, texts.queries, texts.passages, loss.scale, micro_batch)
     return ContrastiveObjective(
         encoder=encoder,
-        pairs=pairs,
+        pairs=advice.pairs,
         qrels=splits.collection.qrels,
         query_tokens=texts.queries,
         passage_tokens=texts.passages,
         loss=build_loss(loss, scale),
-        guide=guide,
+        guide=advice.guide,
         micro_batch=micro_batch,
     )
 

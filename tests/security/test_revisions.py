@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from embedtune import stages
 from embedtune.cli.main import main
-from embedtune.config import ModelConfig
+from embedtune.config import LossConfig, ModelConfig
 from embedtune.config_file import load_toml
 from embedtune.data.hub import is_hub_id, load_splits, pin
 from embedtune.errors import DataError, ModelError
@@ -24,6 +24,7 @@ from embedtune.models.encoder import Encoder
 from embedtune.models.merge import merged_model
 from embedtune.models.source import pinned_name, split_revision
 from embedtune.progress import SilentReporter
+from embedtune.training.objective import check_loss_models
 
 FIRST, SECOND, OF_DATA = "1" * 40, "2" * 40, "d" * 40
 Load = Callable[..., Encoder]
@@ -175,6 +176,29 @@ def test_a_run_records_what_it_loaded_and_repeats_it(
     assert json.loads((again / "results.json").read_text())["further"] == results["further"]
     for file in ("adapter/adapter_model.safetensors", "model/model.safetensors"):
         assert (again / file).read_bytes() == (out / file).read_bytes()
+
+
+def test_a_search_names_the_commits_of_what_it_loaded(repository: Path, pairs_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    out = tmp_path / "search"
+    arguments = ["--guide", "owner/tiny@new", "--against", "owner/tiny", "--trials", "1", "--repeats", "0"]
+    command = ["tune", str(pairs_file), "--base", "owner/tiny", "--max-steps", "2", "--device", "cpu"]
+    assert main([*command, *arguments, "--near-duplicates", "0", "--out", str(out)]) == 0
+    best = load_toml(out / "best.toml")
+    assert (best.model.revision, best.loss.guide) == (FIRST, f"owner/tiny@{SECOND}")
+    assert best.evaluation.against == (f"owner/tiny@{FIRST}",)
+
+
+@pytest.mark.parametrize(("name", "commit"), [("owner/tiny", FIRST), ("owner/tiny@new", SECOND)])
+def test_a_guide_and_a_teacher_are_named_by_the_commit_that_was_checked(
+    name: str, commit: str, repository: Path, make_judge: Callable[..., Path]
+) -> None:
+    model = ModelConfig(base="owner/tiny", device="cpu")
+    assert check_loss_models(LossConfig(guide=name), model).guide == f"owner/tiny@{commit}"
+    for snapshot in (repository / "snapshots").iterdir():
+        shutil.copytree(make_judge(), snapshot, dirs_exist_ok=True)
+    distilled = LossConfig(distill="kl", teacher=name)
+    assert check_loss_models(distilled, model).teacher == f"owner/tiny@{commit}"
 
 
 def test_a_branch_that_moves_after_the_check_does_not_change_what_is_measured(repository: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
-from embedtune import stages
 from embedtune.config import LossConfig, ModelConfig
 from embedtune.config_file import Config, to_toml
 from embedtune.data.fingerprint import data_hashes
@@ -15,6 +14,7 @@ from embedtune.evaluation.general import GeneralSet, general_sets
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import hub_revisions
 from embedtune.kernels.allocator import keep_freed_memory
+from embedtune.loading import check_loadable, load_base, other_model, other_models
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.models.source import pinned_name
@@ -96,11 +96,11 @@ def begin(config: Config, folder: RunFolder, reporter: Reporter) -> Beginning[Co
     config = replace(config, training=training, loss=loss)
     identity.check_data(data_hashes(splits), {name: len(pairs) for name, pairs in splits.pairs.items()})
     make_plan(config.training, len(splits.train))  # says what can't be planned, before the model is loaded
-    stages.report_splits(splits, reporter)
+    _report_splits(splits, reporter)
 
     reporter.stage("Base model")
     keep_freed_memory()
-    encoder = stages.load_base(config, reporter)
+    encoder = load_base(config, reporter)
     identity.check_base(encoder)
     if (changed := identity.check_environment(environment(encoder.device, encoder.source.precision))) is not None:
         reporter.warn(changed)
@@ -120,14 +120,28 @@ def begin(config: Config, folder: RunFolder, reporter: Reporter) -> Beginning[Co
     )
 
 
+def _report_splits(splits: Splits, reporter: Reporter) -> None:
+    """What was read, how it was split, and what was not used."""
+    for note in splits.notes:
+        reporter.note(note)
+    for warning in splits.warnings:
+        reporter.warn(warning)
+    reporter.note(
+        f"{len(splits.train):,} pairs to train on, {len(splits.dev):,} to choose the checkpoint on, "
+        f"{len(splits.test):,} to test on; {len(splits.collection.passages):,} distinct "
+        f"{'sentences' if splits.collection.sentences else 'passages'}"
+    )
+    dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in splits.dropped.items() if count]
+    if dropped:
+        reporter.note("not used: " + ", ".join(dropped))
+
+
 def _check_fit(config: Config, encoder: Encoder, splits: Splits) -> tuple[dict[str, ModelConfig], LossConfig]:
     """Whether the settings fit the base model, and every further model can be had; the names of these, with commits."""
     check_trainable(encoder, config.adapter)
-    others = stages.check_loadable(
-        stages.other_models(replace(config.model, max_length=None), config.evaluation.against)
-    )
+    others = check_loadable(other_models(replace(config.model, max_length=None), config.evaluation.against))
     check_loss(config.loss, encoder, splits.train)
-    loss = check_loss_models(config.loss, stages.other_model(config.model))
+    loss = check_loss_models(config.loss, other_model(config.model))
     if config.training.optimizer == "adamw8bit":
         check_8bit(encoder.device)
     return others, loss

@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from embedtune import stages
 from embedtune.beginnings import begin, claim, take_up
 from embedtune.config import TrainConfig
 from embedtune.durations import parse_seconds
@@ -15,12 +14,15 @@ from embedtune.evaluation.suspects import Suspect, write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import data_facts, loss_facts, train_facts
+from embedtune.loading import tokenize
+from embedtune.measuring import dev_evaluation, evaluate_others
 from embedtune.models.encoder import Encoder
 from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results
 from embedtune.saving import blend, merged_into_original, save, write_cards
+from embedtune.trainer import build_trainer, make_ready
 from embedtune.training.random_state import same_bits
 from embedtune.training.signals import StopRequest, stop_requests
 
@@ -63,14 +65,14 @@ def _train(
     resume, seed = config.output.resume, config.output.seed
     begun = begin(take_up(config, folder, lock), folder, reporter)
     config, splits, encoder = begun.config, begun.splits, begun.encoder
-    texts = stages.tokenize(encoder, splits.collection, reporter)
+    texts = tokenize(encoder, splits.collection, reporter)
     exam = set_exam(splits.collection, splits.test, reporter, seed=seed)
     base = exam.examine(encoder, texts, begun.general, reporter, label="base model on the test set")
-    further = stages.evaluate_others(begun.others, exam.evaluate, splits.collection, reporter)
+    further = evaluate_others(begun.others, exam.evaluate, splits.collection, reporter)
 
     reporter.stage("Training")
-    sections = stages.make_ready(encoder, config, reporter)
-    trainer = stages.build_trainer(
+    sections = make_ready(encoder, config, reporter)
+    trainer = build_trainer(
         encoder, splits, texts, config.training,
         loss=config.loss, plan=begun.plan, seed=seed, out=folder.root, reporter=reporter,
     )  # fmt: skip
@@ -84,7 +86,7 @@ def _train(
     reporter.stage("Test")
     weight = 1.0
     if progress.best_step > 0:
-        evaluate_dev = stages.dev_evaluation(splits, texts, config.training, seed=seed)
+        evaluate_dev = dev_evaluation(splits, texts, config.training, seed=seed)
         sections["blend"] = blend(encoder, config, evaluate_dev, begun.general, reporter)
         weight = sections["blend"]["used"]
     saved = save(encoder, config, weight, splits.collection, folder, reporter)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedtune import stages
+from embedtune import loading
 from embedtune.cli.main import main
 from embedtune.config import LossConfig, ModelConfig
 from embedtune.config_file import load_toml
@@ -203,10 +203,10 @@ def test_a_guide_and_a_teacher_are_named_by_the_commit_that_was_checked(
 
 def test_a_branch_that_moves_after_the_check_does_not_change_what_is_measured(repository: Path) -> None:
     names = ["owner/tiny", "owner/tiny@main", f"owner/tiny@{FIRST}", "owner/tiny@new"]
-    others = stages.check_loadable(stages.other_models(ModelConfig(device="cpu"), names))
+    others = loading.check_loadable(loading.other_models(ModelConfig(device="cpu"), names))
     assert list(others) == ["owner/tiny@11111111", "owner/tiny@22222222"]
     (repository / "refs" / "main").write_text(SECOND)
-    first, second = (stages.load(model, SilentReporter()) for model in others.values())
+    first, second = (loading.load(model, SilentReporter()) for model in others.values())
     torch.testing.assert_close(_words(second), _words(first) + 1)
 
 
@@ -229,5 +229,5 @@ def test_a_folder_with_an_at_sign_is_a_folder(st_folder: Path, tmp_path: Path, m
     assert split_revision("model@v1") == ("model@v1", None)
     assert split_revision("./gone@v1") == ("./gone@v1", None)
     assert split_revision("owner/tiny@refs/pr/1") == ("owner/tiny", "refs/pr/1")
-    (model,) = stages.check_loadable(stages.other_models(ModelConfig(device="cpu"), ["model@v1"])).values()
+    (model,) = loading.check_loadable(loading.other_models(ModelConfig(device="cpu"), ["model@v1"])).values()
     assert pinned_name(model) == str(tmp_path / "model@v1")

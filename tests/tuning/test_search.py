@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from embedtune import stages
 from embedtune.config import (
     AdapterConfig,
     DataConfig,
@@ -40,6 +39,8 @@ from embedtune.errors import (
     UserError,
 )
 from embedtune.export.run_folder import RunLock
+from embedtune.loading import load, tokenize
+from embedtune.measuring import dev_evaluation
 from embedtune.models.encoder import Encoder
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
@@ -137,8 +138,8 @@ def test_a_trial_alone_gives_what_it_gave_after_others(
     last = next(trial for trial in reversed(summary["trials"]) if trial["state"] == "finished")
     assert last["number"] > 0
     splits = prepare(config.data, seed=0)
-    texts = stages.tokenize(stages.load(config.model, SilentReporter()), splits.collection)
-    evaluate_dev = stages.dev_evaluation(splits, texts, config.training, seed=0)
+    texts = tokenize(load(config.model, SilentReporter()), splits.collection)
+    evaluate_dev = dev_evaluation(splits, texts, config.training, seed=0)
     seen = list[float]()
     progress = train_once(
         with_values(config, last["values"], seed=0),
@@ -163,7 +164,7 @@ def test_the_test_split_is_not_embedded(config: TuneConfig, tmp_path: Path, monk
     monkeypatch.setattr(Encoder, "_pack", recorded)
     tune(to(config, tmp_path / "out", trials=1, repeats=0))
     splits = prepare(config.data, seed=0)
-    texts = stages.tokenize(stages.load(config.model, SilentReporter()), splits.collection)
+    texts = tokenize(load(config.model, SilentReporter()), splits.collection)
     of_test = {tuple(texts.queries[query]) for query in splits.test.query_ids}
     of_test |= {tuple(texts.passages[passage]) for passage in splits.test.passage_ids}
     of_dev = {tuple(texts.queries[query]) for query in splits.dev.query_ids}

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from embedtune import stages
 from embedtune.beginnings import begin, claim, take_up
 from embedtune.config import AdapterConfig, TrainingConfig
 from embedtune.config.tuning import TuneConfig
@@ -15,6 +14,8 @@ from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending, clear_errors
 from embedtune.errors import ConfigError
 from embedtune.export.run_folder import RunFolder, RunLock
+from embedtune.loading import other_model, tokenize
+from embedtune.measuring import dev_evaluation
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
@@ -69,16 +70,16 @@ def _prepare(config: TuneConfig, folder: SearchFolder, lock: RunLock, stop: Stop
     config, splits = _open_again(begun.config, config.training), begun.splits
     dials = search_space(config, len(splits.train), usable_adapter=partial(_is_usable, begun.encoder))
     config = replace(config, tuning=replace(config.tuning, dials=tuple(dial.name for dial in dials)))
-    texts = stages.tokenize(begun.encoder, splits.collection, reporter)
+    texts = tokenize(begun.encoder, splits.collection, reporter)
     claim(begun, config, folder, lock, resume=resume)
     study = Study(folder.journal, dials, seed=config.output.seed, finish_all=config.tuning.finish_all)
     for dial in dials:
         reporter.note(f"searched: {_described(dial)}")
-    model = stages.other_model(begun.encoder.source)
+    model = other_model(begun.encoder.source)
     advice = ask_advisers(splits, config.loss, model, folder=folder.root, reporter=reporter)
     if advice.keep is not None:
         advice.keep()
-    evaluate_dev = stages.dev_evaluation(splits, texts, config.training, seed=config.output.seed)
+    evaluate_dev = dev_evaluation(splits, texts, config.training, seed=config.output.seed)
     material = Material(splits, texts, evaluate_dev, advice._replace(keep=None))
     return Trials(config, folder, material, dials, study, stop, reporter)
 

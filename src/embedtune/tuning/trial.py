@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from embedtune import stages
 from embedtune.config import TrainConfig
 from embedtune.data.prepare import Splits
+from embedtune.data.tokens import Texts
 from embedtune.evaluation.run import Evaluation
 from embedtune.evaluation.similarity import Similarity
 from embedtune.export.run_folder import RunFolder
+from embedtune.loading import load_base
 from embedtune.models.encoder import Encoder
 from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.trainer import build_trainer, make_ready
 from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
 from embedtune.training.kinds import run_plan
@@ -30,7 +32,7 @@ class Material:
     """What all trainings of a search share. The test split has no part in any of them."""
 
     splits: Splits
-    texts: stages.Texts
+    texts: Texts
     evaluate_dev: Callable[[Encoder], Evaluation | Similarity]
     """Asks the same for every seed, so that only the training differs."""
     advice: Advice
@@ -62,9 +64,9 @@ def train_once(
         RunError, TrainingInterrupted: as `Trainer.run`.
     """
     splits, texts = material.splits, material.texts
-    encoder = stages.load_base(config, SilentReporter())
-    stages.make_ready(encoder, config, SilentReporter())
-    trainer = stages.build_trainer(
+    encoder = load_base(config, SilentReporter())
+    make_ready(encoder, config, SilentReporter())
+    trainer = build_trainer(
         encoder,
         splits,
         texts,

@@ -39,7 +39,7 @@ from embedtune.errors import ConfigError, DataError, EmbedtuneError
 from embedtune.export.run_folder import RunFolder, write_json
 from embedtune.measuring import dev_task
 from embedtune.models.hardware import choose_device, peak_memory_bytes
-from embedtune.models.load import role_prompts
+from embedtune.models.plain import role_prompts
 from embedtune.models.targets import adapter_targets
 from embedtune.training.plan import make_plan
 

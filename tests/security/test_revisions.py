@@ -21,7 +21,6 @@ from embedtune.config_file import load_toml
 from embedtune.data.hub import is_hub_id, load_splits, pin
 from embedtune.errors import DataError, ModelError
 from embedtune.models.encoder import Encoder
-from embedtune.models.merge import merged_model
 from embedtune.models.source import pinned_name, split_revision
 from embedtune.progress import SilentReporter
 from embedtune.training.objective import check_loss_models
@@ -77,7 +76,7 @@ def test_a_name_without_an_owner_and_the_card_of_sentence_transformers(
 def test_a_branch_that_moves_during_a_run_does_not_change_what_is_merged(repository: Path, load: Load) -> None:
     encoder = load("owner/tiny")
     (repository / "refs" / "main").write_text(SECOND)
-    torch.testing.assert_close(_words(merged_model(encoder)), _words(encoder))
+    torch.testing.assert_close(_words(encoder.merged()), _words(encoder))
 
 
 def test_a_repository_of_pickles_is_refused(repository: Path, bomb: Callable[[Path], Path], load: Load) -> None:

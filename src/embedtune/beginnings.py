@@ -15,6 +15,7 @@ from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_te
 from embedtune.facts import hub_revisions
 from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.loading import check_loadable, load_base, other_model, other_models
+from embedtune.mining.with_encoder import judge_beside
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.models.source import pinned_name
@@ -107,6 +108,8 @@ def begin(config: Config, folder: RunFolder, reporter: Reporter) -> Beginning[Co
     others, loss = _check_fit(config, encoder, splits)
     config = replace(config, loss=loss)
     plan = run_plan(config, len(splits.train), width=encoder.width, graded=graded)
+    if any(phase.mines for phase in plan.phases) and (judge := judge_beside(encoder, config.mining)) is not None:
+        config = replace(config, mining=replace(config.mining, judge=judge.pinned_name))
     config, data_commits = resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))
     return Beginning(
         config=config,

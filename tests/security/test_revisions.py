@@ -21,6 +21,7 @@ from embedtune.config_file import load_toml
 from embedtune.data.hub import is_hub_id, load_splits, pin
 from embedtune.errors import DataError, ModelError
 from embedtune.models.encoder import Encoder
+from embedtune.models.judge import load_judge
 from embedtune.models.source import pinned_name, split_revision
 from embedtune.progress import SilentReporter
 from embedtune.training.objective import check_loss_models
@@ -189,7 +190,7 @@ def test_a_search_names_the_commits_of_what_it_loaded(repository: Path, pairs_fi
 
 
 @pytest.mark.parametrize(("name", "commit"), [("owner/tiny", FIRST), ("owner/tiny@new", SECOND)])
-def test_a_guide_and_a_teacher_are_named_by_the_commit_that_was_checked(
+def test_guide_teacher_and_judge_are_named_by_the_commit_that_was_checked(
     name: str, commit: str, repository: Path, make_judge: Callable[..., Path]
 ) -> None:
     model = ModelConfig(base="owner/tiny", device="cpu")
@@ -198,6 +199,7 @@ def test_a_guide_and_a_teacher_are_named_by_the_commit_that_was_checked(
         shutil.copytree(make_judge(), snapshot, dirs_exist_ok=True)
     distilled = LossConfig(distill="kl", teacher=name)
     assert check_loss_models(distilled, model).teacher == f"owner/tiny@{commit}"
+    assert load_judge(name, device=torch.device("cpu")).pinned_name == f"owner/tiny@{commit}"
 
 
 def test_a_branch_that_moves_after_the_check_does_not_change_what_is_measured(repository: Path) -> None:

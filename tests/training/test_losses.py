@@ -228,5 +228,5 @@ def test_sizes_are_held_against_the_models(
 
 
 def test_an_encoder_is_no_teacher(bare_folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"holds BertModel, expected a cross-encoder"):
+    with pytest.raises(ModelError, match=r"--teacher \S+ is no cross-encoder: its config names BertModel"):
         load_cross_encoder(ModelConfig(base=str(bare_folder), device="cpu"))

@@ -16,7 +16,7 @@ def named_sources(config: TrainConfig) -> list[str | None]:
     """Every model and data set that a training is told to use."""
     data, evaluation, loss = config.data, config.evaluation, config.loss
     guide = None if loss.guide == "self" else loss.guide
-    models = [config.model.base, loss.teacher, guide, *evaluation.against]
+    models = [config.model.base, loss.teacher, guide, config.mining.judge, *evaluation.against]
     return [*models, data.train, data.test, data.dev, data.corpus, *evaluation.forgetting]
 
 

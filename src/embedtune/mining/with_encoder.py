@@ -10,7 +10,7 @@ from embedtune.data.tokens import Texts
 from embedtune.mining.mine import Mined, mine, unmined
 from embedtune.mining.pool import training_pool
 from embedtune.models.encoder import Encoder
-from embedtune.models.judge import load_judge
+from embedtune.models.judge import Judge, load_judge
 from embedtune.progress import Reporter, SilentReporter
 
 
@@ -39,12 +39,20 @@ def mine_negatives(
     reporter, pool = reporter or SilentReporter(), training_pool(splits)
     if config.hard_negatives == 0:
         return unmined(splits, pool, config)
-    judge = None
-    if config.judge is not None:
-        trusted = encoder.source.trust_remote_code
-        judge = load_judge(config.judge, device=encoder.device, trust_remote_code=trusted)
+    judge = judge_beside(encoder, config)
     query_ids = np.unique(splits.train.query_ids)
     with reporter.counting("mining: embedding", len(query_ids) + len(pool.passage_ids)) as advance:
         queries_QE = encoder.embed_all(texts.queries, query_ids, on_progress=advance)
         passages_DE = encoder.embed_all(texts.passages, pool.passage_ids, on_progress=advance)
     return mine(splits, pool, queries_QE, passages_DE, config, judge=judge, seed=seed, reporter=reporter)
+
+
+def judge_beside(encoder: Encoder, config: MiningConfig) -> Judge | None:
+    """The judge that is asked for, where the encoder is.
+
+    Raises:
+        ModelError: it can't be used.
+    """
+    if config.judge is None:
+        return None
+    return load_judge(config.judge, device=encoder.device, trust_remote_code=encoder.source.trust_remote_code)

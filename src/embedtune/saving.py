@@ -20,8 +20,9 @@ from embedtune.loading import load
 from embedtune.models.blend import blended
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.card.body import CardModel, model_card
+from embedtune.report.card.body import model_card
 from embedtune.report.card.metadata import Part, base_metadata
+from embedtune.report.card.usage import CardModel
 
 TEXTS_CHECKED = 64
 """Passages whose embeddings are compared after the saved model is loaded again."""

@@ -167,7 +167,7 @@ def _adapted(runner: str, job: TrainJob) -> Encoder:
 
 
 def _fit_memory(objective: ContrastiveObjective, batch_size: int) -> None:
-    """As `stages.build_trainer` does: no more goes through the encoder at a time than memory allows."""
+    """As `trainer.build_trainer` does: no more goes through the encoder at a time than memory allows."""
     pairs, texts = objective.pairs, (objective.query_tokens, objective.passage_tokens)
     batches = (np.arange(row, min(row + batch_size, len(pairs))) for row in range(0, len(pairs), batch_size))
     largest = max(batch_tokens(pairs, rows, *texts) for rows in batches)

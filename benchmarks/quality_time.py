@@ -21,10 +21,10 @@ from benchmarks.processes import Runners
 from benchmarks.records import QualityMeasurement
 from benchmarks.summary import quality_ratios, summarize_quality
 from benchmarks.turns import Participants
-from embedtune import stages
 from embedtune.config import DataConfig
 from embedtune.data.prepare import Splits, prepare
 from embedtune.errors import ConfigError, DataError
+from embedtune.measuring import dev_task
 
 DEFAULT_RUNNERS: tuple[QualityRunner, ...] = ("embedtune", "st-fp32", "st-bf16", "st-flash")
 
@@ -122,7 +122,7 @@ def _job(options: QualityOptions, device: DeviceName, folder: Path) -> tuple[Qua
     splits = prepare(DataConfig(train=source, dev=options.dev), seed=options.seed)
     batches = _batches(splits, options)
     write_batches(batches, folder / "batches.jsonl")
-    task = stages.dev_task(splits, size=options.dev_corpus, seed=options.seed)
+    task = dev_task(splits, size=options.dev_corpus, seed=options.seed)
     write_dev(task, splits.collection, folder / "dev.json")
     output.say(
         f"{len(batches)} batches of {options.batch_size} pairs in {options.epochs} epochs; dev: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from embedtune.config import (
     TrainingConfig,
 )
 from embedtune.config_file import load_toml
-from embedtune.errors import ConfigError, StorageError, TrainingInterrupted
+from embedtune.errors import ConfigError, ModelError, StorageError, TrainingInterrupted
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
 from embedtune.training.averaging import average_with
@@ -268,3 +269,20 @@ def test_another_way_to_mine_is_another_run(config: TrainConfig) -> None:
 def test_epochs_for_negatives_that_are_not_mined_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"--mined-epochs is 1, and --hard-negatives 0 mines none"):
         TrainConfig(training=TrainingConfig(mined_epochs=1), mining=MiningConfig(hard_negatives=0))
+
+
+def test_a_judge_that_is_none_is_told_before_anything_is_written(config: TrainConfig, st_folder: Path) -> None:
+    judged = replace(config, mining=replace(config.mining, judge=str(st_folder)))
+    with pytest.raises(ModelError, match="is no cross-encoder"):
+        train(judged)
+    assert not config.output.out.exists()
+
+
+def test_a_judge_is_named_by_its_full_path(
+    config: TrainConfig, make_judge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(make_judge(), tmp_path / "judge")
+    monkeypatch.chdir(tmp_path)
+    results = train(replace(config, mining=replace(config.mining, judge="judge")))
+    assert load_toml(config.output.out / "config.toml").mining.judge == str(tmp_path / "judge")
+    assert results["mining"][0]["judge"] == {"model": str(tmp_path / "judge"), "revision": None}

@@ -31,15 +31,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from benchmarks.dev import METRIC, Curve, Dev, read_dev, write_dev
 from benchmarks.quality.peer_cell import MODEL, TEST, TRAINED
-from embedtune import stages
 from embedtune.config import TrainConfig
 from embedtune.config_file import load_toml
 from embedtune.data.fingerprint import data_hashes
 from embedtune.data.prepare import Splits, prepare
 from embedtune.errors import ConfigError, DataError, EmbedtuneError
 from embedtune.export.run_folder import RunFolder, write_json
+from embedtune.measuring import dev_task
 from embedtune.models.hardware import choose_device, peak_memory_bytes
-from embedtune.models.load import role_prompts
+from embedtune.models.plain import role_prompts
 from embedtune.models.targets import adapter_targets
 from embedtune.training.plan import make_plan
 
@@ -75,7 +75,7 @@ def train_peer(run: Path, out: Path) -> None:
     _require_same_data(splits, source)
     out.mkdir(parents=True)
     write_test(splits, out / TEST)
-    dev = stages.dev_task(splits, size=config.training.dev_corpus, seed=config.output.seed)
+    dev = dev_task(splits, size=config.training.dev_corpus, seed=config.output.seed)
     write_dev(dev, splits.collection, out / "dev.json")
     columns = read_columns(source.splits / "train.jsonl", seed=config.output.seed)
     device = choose_device(config.model.device)

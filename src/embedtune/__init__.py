@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from embedtune.errors import EmbedtuneError, RunError, TrainingInterrupted, UserError
     from embedtune.evaluation.run import compare
     from embedtune.inference import EvalOutput, evaluate_models
+    from embedtune.loading import tokenize
+    from embedtune.measuring import evaluate, held_out_task
     from embedtune.models.adapters import attach_adapter, make_trainable, trainable_parameters
     from embedtune.models.encoder import Encoder
     from embedtune.models.load import load_encoder
     from embedtune.pipeline import train
-    from embedtune.stages import build_trainer, evaluate, held_out_task, tokenize
+    from embedtune.trainer import build_trainer
 
 __version__ = "0.1.0"
 
@@ -43,11 +45,13 @@ _MODULES = {
     "errors": ("EmbedtuneError", "RunError", "TrainingInterrupted", "UserError"),
     "evaluation.run": ("compare",),
     "inference": ("EvalOutput", "evaluate_models"),
+    "loading": ("tokenize",),
+    "measuring": ("evaluate", "held_out_task"),
     "models.adapters": ("attach_adapter", "make_trainable", "trainable_parameters"),
     "models.encoder": ("Encoder",),
     "models.load": ("load_encoder",),
     "pipeline": ("train",),
-    "stages": ("build_trainer", "evaluate", "held_out_task", "tokenize"),
+    "trainer": ("build_trainer",),
 }
 """Where the public names live; imported on first use, so that `import embedtune` is instant."""
 

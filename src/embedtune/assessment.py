@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from embedtune import stages
 from embedtune.data.collection import Collection
+from embedtune.data.tokens import Texts
 from embedtune.evaluation.analysis import analyse
 from embedtune.evaluation.forgetting import SetScores, forgetting_facts, measure, texts_in
 from embedtune.evaluation.general import GeneralSet
@@ -21,6 +21,7 @@ from embedtune.evaluation.similarity import Similarity
 from embedtune.evaluation.sizes import quality_by_size, variants
 from embedtune.evaluation.stats import Difference
 from embedtune.evaluation.suspects import Suspect
+from embedtune.measuring import embed, search
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter
 from embedtune.report.results import comparisons
@@ -57,7 +58,7 @@ class Assessment:
 def examine(
     encoder: Encoder,
     task: RetrievalTask,
-    texts: stages.Texts,
+    texts: Texts,
     sets: Sequence[GeneralSet],
     reporter: Reporter,
     *,
@@ -77,8 +78,8 @@ def examine(
         seed: of the sample of passages whose neighbours are looked up.
         sizes: whether to try smaller vectors too.
     """
-    embedded = stages.embed(encoder, task, texts, reporter, label=label)
-    evaluation = stages.search(task, embedded, reporter, label=label)
+    embedded = embed(encoder, task, texts, reporter, label=label)
+    evaluation = search(task, embedded, reporter, label=label)
     with reporter.counting(f"{label}: general sets", texts_in(sets)) as advance:
         general = measure(encoder, sets, on_progress=advance)
     smaller: list[dict[str, Any]] = []

@@ -7,13 +7,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from embedtune import stages
 from embedtune.config import ModelConfig
 from embedtune.data.ahead import ahead
 from embedtune.data.read import stream_passages
 from embedtune.data.tokens import TokenTable
 from embedtune.errors import DataError, quoted
 from embedtune.export.vectors import check_place, writing
+from embedtune.loading import load
 from embedtune.models.encoder import Encoder, Role
 from embedtune.progress import Reporter, SilentReporter
 
@@ -64,7 +64,7 @@ def encode_file(
     check_place(out)
     # A pipe can't be read twice.
     total = None if Path(source).expanduser().is_fifo() else _count(_texts(source, column), reporter)
-    encoder = stages.load(model, reporter)
+    encoder = load(model, reporter)
     size, done = encoder.embedding_size, 0
     chunks = _chunks(_texts(source, column), encoder, role)
     if encoder.device.type in OVERLAPPED:

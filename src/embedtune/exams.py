@@ -11,10 +11,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from embedtune import stages
+from embedtune import measuring
 from embedtune.assessment import Assessment, Examination, assess, examine
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.split import connected_groups
+from embedtune.data.tokens import Texts
 from embedtune.evaluation.forgetting import forgetting_facts, measure, texts_in
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.run import Evaluation, RetrievalTask, retrieval_task
@@ -30,14 +31,14 @@ Found = TypeVar("Found", Evaluation, Similarity)
 class Exam(Protocol[Found]):
     """A test set, and everything that is measured on it."""
 
-    def evaluate(self, encoder: Encoder, texts: stages.Texts, reporter: Reporter, *, label: str) -> Found:
+    def evaluate(self, encoder: Encoder, texts: Texts, reporter: Reporter, *, label: str) -> Found:
         """The metrics alone."""
         ...
 
     def examine(
         self,
         encoder: Encoder,
-        texts: stages.Texts,
+        texts: Texts,
         sets: Sequence[GeneralSet],
         reporter: Reporter,
         *,
@@ -51,7 +52,7 @@ class Exam(Protocol[Found]):
         """Everything that is said of the last of the models; arguments are those of `assessment.assess`."""
         ...
 
-    def facts(self, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+    def facts(self, texts: Texts, encoder: Encoder) -> dict[str, Any]:
         """For the section "data" of the results: how much there is to test on."""
         ...
 
@@ -68,7 +69,7 @@ def set_exam(collection: Collection, pairs: Pairs, reporter: Reporter, *, seed: 
     if collection.graded:
         return GradedExam(collection, pairs, seed)
     task = retrieval_task(collection, pairs.query_ids, np.arange(len(collection.passages)))
-    return RetrievalExam(collection, task, stages.evaluate_bm25(task, collection, reporter), seed)
+    return RetrievalExam(collection, task, measuring.evaluate_bm25(task, collection, reporter), seed)
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ class RetrievalExam:
     bm25: Evaluation
     seed: int
 
-    def evaluate(self, encoder: Encoder, texts: stages.Texts, reporter: Reporter, *, label: str) -> Evaluation:
-        return stages.evaluate(encoder, self.task, texts, reporter, label=label)
+    def evaluate(self, encoder: Encoder, texts: Texts, reporter: Reporter, *, label: str) -> Evaluation:
+        return measuring.evaluate(encoder, self.task, texts, reporter, label=label)
 
     def examine(
         self,
         encoder: Encoder,
-        texts: stages.Texts,
+        texts: Texts,
         sets: Sequence[GeneralSet],
         reporter: Reporter,
         *,
@@ -98,7 +99,7 @@ class RetrievalExam:
     def assess(self, models: Mapping[str, Examination[Evaluation]], further: Mapping[str, Evaluation]) -> Assessment:
         return assess(self.collection, self.task, models, bm25=self.bm25, further=further, seed=self.seed)
 
-    def facts(self, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+    def facts(self, texts: Texts, encoder: Encoder) -> dict[str, Any]:
         return task_facts(self.task, texts, encoder)
 
 
@@ -113,14 +114,14 @@ class GradedExam:
     pairs: Pairs
     seed: int
 
-    def evaluate(self, encoder: Encoder, texts: stages.Texts, reporter: Reporter, *, label: str) -> Similarity:
+    def evaluate(self, encoder: Encoder, texts: Texts, reporter: Reporter, *, label: str) -> Similarity:
         with reporter.counting(label, texts_in_pairs(self.pairs)) as advance:
             return measure_similarity(encoder, self.pairs, texts.queries, texts.passages, on_progress=advance)
 
     def examine(
         self,
         encoder: Encoder,
-        texts: stages.Texts,
+        texts: Texts,
         sets: Sequence[GeneralSet],
         reporter: Reporter,
         *,
@@ -156,5 +157,5 @@ class GradedExam:
         evaluations = {name: model.evaluation for name, model in models.items()}
         return Assessment(evaluations=evaluations, delta=delta, sections=sections, suspects=None)
 
-    def facts(self, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+    def facts(self, texts: Texts, encoder: Encoder) -> dict[str, Any]:
         return graded_facts(self.pairs, self.collection, texts, encoder)

@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from embedtune import stages
 from embedtune.config import LossConfig, ModelConfig
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.prepare import Splits
-from embedtune.data.tokens import length_statistics
+from embedtune.data.tokens import Texts, length_statistics
 from embedtune.evaluation.run import RetrievalTask
 from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
@@ -34,7 +33,7 @@ def data_facts(splits: Splits) -> dict[str, Any]:
     }
 
 
-def task_facts(test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+def task_facts(test: RetrievalTask, texts: Texts, encoder: Encoder) -> dict[str, Any]:
     """The part of it that a test set alone has, and what the encoder reads of the texts."""
     return {
         "test_queries": len(test.query_ids),
@@ -49,7 +48,7 @@ def task_facts(test: RetrievalTask, texts: stages.Texts, encoder: Encoder) -> di
     }
 
 
-def graded_facts(pairs: Pairs, collection: Collection, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
+def graded_facts(pairs: Pairs, collection: Collection, texts: Texts, encoder: Encoder) -> dict[str, Any]:
     """As `task_facts`, of graded pairs."""
     tables = {"sentences": texts.passages}
     if not collection.sentences:

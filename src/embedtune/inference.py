@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedtune import stages
 from embedtune.config import DataConfig, ModelConfig
 from embedtune.data.clean import CleanRows, CollectionBuilder
 from embedtune.data.collection import Collection
@@ -21,6 +20,8 @@ from embedtune.evaluation.suspects import write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import write_json
 from embedtune.facts import hub_revisions
+from embedtune.loading import check_loadable, load, other_models, tokenize
+from embedtune.measuring import evaluate_others
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import build_results, environment
 
@@ -83,20 +84,20 @@ def evaluate_models(
     if collection.graded and out.suspects is not None:
         raise ConfigError(f"--suspects {out.suspects}: the pairs are graded, so no label can be wrong. Leave it out.")
     sets = general_sets(forgetting) if against else []
-    others = stages.check_loadable(stages.other_models(model, against))
-    encoder = stages.load(model, reporter)
-    texts = stages.tokenize(encoder, collection, reporter)
+    others = check_loadable(other_models(model, against))
+    encoder = load(model, reporter)
+    texts = tokenize(encoder, collection, reporter)
     exam = set_exam(collection, test.pairs, reporter, seed=seed)
     models = {"model": exam.examine(encoder, texts, sets, reporter, label=model.base, sizes=True)}
     further = {}
     for first in list(others)[:1]:
-        second = stages.load(others[first], reporter)
-        own = stages.tokenize(second, collection, reporter)
+        second = load(others[first], reporter)
+        own = tokenize(second, collection, reporter)
         models = {"against": exam.examine(second, own, sets, reporter, label=first)} | models
         further[first] = models["against"].evaluation
         del second
     rest = {name: other for name, other in others.items() if name not in further}
-    further |= stages.evaluate_others(rest, exam.evaluate, collection, reporter)
+    further |= evaluate_others(rest, exam.evaluate, collection, reporter)
     found = exam.assess(models, further)
     if found.suspects is not None:
         found.sections["suspects"]["file"] = None if out.suspects is None else str(out.suspects)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedtune import stages
 from embedtune.config import DataConfig, MiningConfig, ModelConfig
 from embedtune.data.collection import Collection
 from embedtune.data.prepare import prepare
 from embedtune.data.split import write_pairs
 from embedtune.errors import OutputError
+from embedtune.loading import load, tokenize
 from embedtune.mining.mine import Mined
+from embedtune.mining.with_encoder import mine_negatives
 from embedtune.progress import Reporter, SilentReporter
 
 ENDINGS = (".jsonl", ".jsonl.gz")
@@ -63,9 +64,9 @@ def mine_file(
         reporter.note(note)
     for warning in splits.warnings:
         reporter.warn(warning)
-    encoder = stages.load(model, reporter)
-    texts = stages.tokenize(encoder, splits.collection, reporter)
-    mined = stages.mine_negatives(encoder, splits, texts, mining, seed=seed, reporter=reporter)
+    encoder = load(model, reporter)
+    texts = tokenize(encoder, splits.collection, reporter)
+    mined = mine_negatives(encoder, splits, texts, mining, seed=seed, reporter=reporter)
     write_pairs(out, mined.pairs, splits.collection)
     return mined, hardest(mined, splits.collection)
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedtune import stages
 from embedtune.atomic import why_not_written
 from embedtune.config import MiningConfig
 from embedtune.data.collection import Pairs
 from embedtune.data.prepare import Splits
 from embedtune.data.split import write_pairs
+from embedtune.data.tokens import Texts
 from embedtune.errors import StorageError
 from embedtune.export.run_folder import RunFolder, write_json
+from embedtune.mining.with_encoder import mine_negatives
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.averaging import average_with, read_weights, set_weights, write_weights
@@ -31,7 +32,7 @@ class MinedPhases:
         trainer: Trainer,
         encoder: Encoder,
         splits: Splits,
-        texts: stages.Texts,
+        texts: Texts,
         config: MiningConfig,
         folder: RunFolder,
         *,
@@ -105,7 +106,7 @@ class MinedPhases:
         return number + 1 < len(self._phases) and self._phases[number + 1].again
 
     def _mine(self, number: int) -> tuple[tuple[int, ...], ...]:
-        mined = stages.mine_negatives(
+        mined = mine_negatives(
             self._encoder, self._splits, self._texts, self._config, seed=self._seed, reporter=SilentReporter()
         )
         self._write(number, mined.pairs, mined.facts)

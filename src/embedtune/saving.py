@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from embedtune import stages
 from embedtune.config import TrainConfig
 from embedtune.data.collection import Collection
 from embedtune.evaluation.blending import WEIGHTS, blend_curve, blend_facts
@@ -17,11 +16,13 @@ from embedtune.evaluation.run import Evaluation
 from embedtune.evaluation.similarity import Similarity
 from embedtune.export.run_folder import RunFolder, write_text
 from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
+from embedtune.loading import load
 from embedtune.models.blend import blended
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.card.body import CardModel, model_card
+from embedtune.report.card.body import model_card
 from embedtune.report.card.metadata import Part, base_metadata
+from embedtune.report.card.usage import CardModel
 
 TEXTS_CHECKED = 64
 """Passages whose embeddings are compared after the saved model is loaded again."""
@@ -49,7 +50,7 @@ def blend(
     Args:
         encoder: the trained one.
         config: of the run; its `blend` is the weight, or leaves it to the curve.
-        evaluate_dev: measures an encoder on the dev set, from `stages.dev_evaluation`. The test set has no part in it.
+        evaluate_dev: measures an encoder on the dev set, from `dev_evaluation`. The test set has no part in it.
         sets: from `general_sets`.
         reporter: is told how it goes.
     """
@@ -103,7 +104,7 @@ def save(
     if weight != 1:
         check_saved(folder.model, blended(encoder, weight, into_original=into_original), passages)
     cosines_N = compare_saved(folder.model, encoder, passages)
-    saved = stages.load(replace(config.model, base=str(folder.model), revision=None), SilentReporter())
+    saved = load(replace(config.model, base=str(folder.model), revision=None), SilentReporter())
     return Saved(encoder=saved, cosines_N=cosines_N)
 
 

@@ -21,8 +21,8 @@ from embedtune.config import DataConfig, LossConfig, ModelConfig, TrainConfig, T
 from embedtune.data.prepare import prepare
 from embedtune.evaluation.run import retrieval_task
 from embedtune.inference import _test_rows
+from embedtune.measuring import held_out_task
 from embedtune.progress import SilentReporter
-from embedtune.stages import held_out_task
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -18,10 +18,10 @@ from benchmarks.jobs import QualityJob, TrainJob, load_quality_job, save_job
 from benchmarks.quality_time import QualityOptions
 from benchmarks.records import QualityMeasurement
 from benchmarks.summary import quality_ratios, summarize_quality
-from embedtune import stages
 from embedtune.config import DataConfig
 from embedtune.data.prepare import prepare
 from embedtune.errors import ConfigError
+from embedtune.measuring import dev_task
 
 MEASURED = QualityMeasurement(
     runner="embedtune", precision="fp32", weights="fp32", steps=[0, 2, 4], seconds=[0.0, 2.0, 4.0], ndcg=[0.1, 0.3, 0.5]
@@ -39,7 +39,7 @@ def job(
     splits = prepare(DataConfig(train=str(pairs_file), dev_fraction=0.3), seed=0)
     batches = epoch_of_batches(splits.train, splits.collection, batch_size=8, seed=0, epoch=0)[:5]
     write_batches(batches, tmp_path / "batches.jsonl")
-    write_dev(stages.dev_task(splits, size=30, seed=0), splits.collection, tmp_path / "dev.json")
+    write_dev(dev_task(splits, size=30, seed=0), splits.collection, tmp_path / "dev.json")
     train = TrainJob(
         base=str(make_checkpoint(config)),
         batches=str(tmp_path / "batches.jsonl"),

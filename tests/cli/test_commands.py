@@ -122,7 +122,7 @@ def test_an_unforeseen_failure_exits_with_1(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("embedtune.pipeline.write_splits", fail)
+    monkeypatch.setattr("embedtune.beginnings.write_splits", fail)
     assert _train(pairs, "--base", st_folder, "--out", tmp_path / "run") == 1
     assert "No space left on device" in capsys.readouterr().err
 

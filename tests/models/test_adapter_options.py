@@ -23,7 +23,6 @@ from embedtune.config import AdapterConfig
 from embedtune.errors import ConfigError
 from embedtune.models.adapters import check_trainable, make_trainable
 from embedtune.models.encoder import Encoder
-from embedtune.models.merge import merged_model, write_adapter
 from embedtune.models.quantize import nf4_layers
 from embedtune.models.recompute import recompute_layers
 
@@ -98,7 +97,7 @@ def update_OI(layer: Any) -> Tensor:
 
 
 def merged_embeddings(encoder: Encoder, texts: list[str]) -> Tensor:
-    embeddings_BE = merged_model(encoder).encode_document(texts, convert_to_tensor=True)
+    embeddings_BE = encoder.merged().encode_document(texts, convert_to_tensor=True)
     assert isinstance(embeddings_BE, Tensor)
     return embeddings_BE
 
@@ -141,7 +140,7 @@ def test_what_was_trained_is_saved_and_merged(
     assert (trained_BE - before_BE).abs().max() > 0.01
     torch.testing.assert_close(merged_embeddings(encoder, sentences[:9]), trained_BE, atol=1e-5, rtol=0)
 
-    write_adapter(encoder, tmp_path)
+    encoder.write_adapter(tmp_path)
     theirs_TE = hidden_states(plain_peft(bare_folder, tmp_path), bare_folder, sentences[:9])
     ours_TE = hidden_states(encoder.backbone, bare_folder, sentences[:9])
     torch.testing.assert_close(theirs_TE, ours_TE, atol=1e-4, rtol=0)
@@ -164,7 +163,7 @@ def test_saving_does_not_disturb_training(
 ) -> None:
     encoder = move(attach(load(st_folder), **OPTIONS[kind]))
     before = gradients(encoder, sentences[:9])
-    write_adapter(encoder, tmp_path)
+    encoder.write_adapter(tmp_path)
     after = gradients(encoder, sentences[:9])
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], gradient) for name, gradient in before.items())
@@ -179,7 +178,7 @@ def test_the_rank_is_that_of_the_update(st_folder: Path, load: Load) -> None:
 def test_alpha_and_rslora_scale_the_update(st_folder: Path, load: Load) -> None:
     def updates(**options: Any) -> dict[str, Tensor]:
         encoder = move(attach(load(st_folder), rank=4, **options))
-        merged, base = merged_model(encoder).state_dict(), load(st_folder).state_dict()
+        merged, base = encoder.merged().state_dict(), load(st_folder).state_dict()
         return {
             name: merged[f"0.model.{name}.weight"] - base[f"0.model.{name}.weight"] for name in lora_layers(encoder)
         }
@@ -225,7 +224,7 @@ def test_dora_trains_the_size_of_the_weights(st_folder: Path, sentences: list[st
         torch.testing.assert_close(magnitude_O.detach(), layer.get_base_layer().weight.norm(dim=1))
     with torch.no_grad():  # B is still zero, so this size is all that changes
         layer.lora_magnitude_vector["default"].weight.mul_(2)
-    weight = merged_model(encoder).state_dict()["0.model.encoder.layer.1.output.dense.weight"]
+    weight = encoder.merged().state_dict()["0.model.encoder.layer.1.output.dense.weight"]
     torch.testing.assert_close(weight, 2 * layer.get_base_layer().weight)
 
 
@@ -261,7 +260,7 @@ def test_pissa_takes_the_main_directions_out_of_the_base(
 def test_an_untrained_pissa_adapter_is_saved_as_no_change(
     st_folder: Path, bare_folder: Path, sentences: list[str], load: Load, tmp_path: Path
 ) -> None:
-    write_adapter(attach(load(st_folder), init="pissa"), tmp_path)
+    attach(load(st_folder), init="pissa").write_adapter(tmp_path)
     theirs_TE = hidden_states(plain_peft(bare_folder, tmp_path), bare_folder, sentences[:9])
     base_TE = hidden_states(AutoModel.from_pretrained(bare_folder).eval(), bare_folder, sentences[:9])
     torch.testing.assert_close(theirs_TE, base_TE, atol=1e-5, rtol=0)
@@ -403,7 +402,7 @@ def test_modules_to_save_are_in_the_adapter(st_folder: Path, load: Load, tmp_pat
     encoder = move(attach(load(st_folder), **options))
     originals = [name for name, parameter in trained(encoder).items() if "original_module" in name]
     assert not originals
-    write_adapter(encoder, tmp_path)
+    encoder.write_adapter(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     copies = {name.removeprefix("base_model.model."): tensor for name, tensor in saved.items() if "lora_" not in name}
     assert sorted(copies) == [
@@ -413,7 +412,7 @@ def test_modules_to_save_are_in_the_adapter(st_folder: Path, load: Load, tmp_pat
         "embeddings.token_type_embeddings.weight",
         "embeddings.word_embeddings.weight",
     ]
-    base, merged = load(st_folder).state_dict(), merged_model(encoder).state_dict()
+    base, merged = load(st_folder).state_dict(), encoder.merged().state_dict()
     for name, tensor in copies.items():
         assert not torch.equal(tensor, base[f"0.model.{name}"])
         assert torch.equal(tensor, merged[f"0.model.{name}"])

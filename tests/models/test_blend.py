@@ -16,7 +16,6 @@ from embedtune.config import AdapterConfig
 from embedtune.models.adapters import make_trainable
 from embedtune.models.blend import blended, blended_model, blends
 from embedtune.models.encoder import Encoder
-from embedtune.models.merge import merged_model
 
 Load = Callable[..., Encoder]
 Adapt = Callable[..., PeftModel]
@@ -57,7 +56,7 @@ def assert_same_weights(model: SentenceTransformer, expected: dict[str, Tensor])
 @pytest.mark.parametrize("name", [*ADAPTERS, "full"])
 def test_the_ends_are_the_base_and_the_merged_model(name: str, st_folder: Path, load: Load, adapt: Adapt) -> None:
     encoder = trained(name, st_folder, load, adapt)
-    tuned, base = merged_model(encoder).state_dict(), SentenceTransformer(str(st_folder), device="cpu").state_dict()
+    tuned, base = encoder.merged().state_dict(), SentenceTransformer(str(st_folder), device="cpu").state_dict()
     assert any(not torch.equal(tensor, base[key]) for key, tensor in tuned.items())
     assert_same_weights(blended_model(encoder, 1.0), tuned)
     assert_same_weights(blended_model(encoder, 0.0), base)
@@ -109,12 +108,12 @@ def test_a_checkpoint_in_half_precision_stays_one(
     adapt(encoder)
     for weight in (0.0, 0.3, 1.0):
         assert {tensor.dtype for tensor in blended_model(encoder, weight).parameters()} == {torch.bfloat16}
-    assert_same_weights(blended_model(encoder, 1.0), merged_model(encoder).state_dict())
+    assert_same_weights(blended_model(encoder, 1.0), encoder.merged().state_dict())
 
 
 def test_merged_into_the_original_weights(st_folder: Path, load: Load, adapt: Adapt) -> None:
     encoder = trained("qlora", st_folder, load, adapt)
-    tuned = merged_model(encoder, into_original=True).state_dict()
+    tuned = encoder.merged(into_original=True).state_dict()
     assert_same_weights(blended_model(encoder, 1.0, into_original=True), tuned)
 
 

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-import embedtune.models.encoder
+import embedtune.models.inference
 from embedtune.errors import ModelError
 from embedtune.models.encoder import Encoder
 
@@ -138,7 +138,7 @@ def test_order_and_choice_of_texts(
     whole_NE = encoder.embed_all(tokens)
     for packed in (True, False):
         encoder.packed = packed
-        monkeypatch.setitem(embedtune.models.encoder.TOKENS_PER_FORWARD, "cpu", 50)
+        monkeypatch.setitem(embedtune.models.inference.TOKENS_PER_FORWARD, "cpu", 50)
         done: list[int] = []
         chosen = [40, 3, 3, 59, 0, *range(60)]
         embeddings_NE = encoder.embed_all(tokens, chosen, on_progress=done.append)
@@ -153,7 +153,7 @@ def test_a_text_longer_than_a_whole_forward(
     encoder = load(st_folder)
     tokens = encoder.token_table([" ".join(sentences[:20]), "bador", "sholat"], "passage")
     expected_NE = encoder.embed_all(tokens)
-    monkeypatch.setitem(embedtune.models.encoder.TOKENS_PER_FORWARD, "cpu", 10)
+    monkeypatch.setitem(embedtune.models.inference.TOKENS_PER_FORWARD, "cpu", 10)
     assert_close(encoder.embed_all(tokens), expected_NE)
 
 

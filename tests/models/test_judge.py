@@ -6,13 +6,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
 
+from embedtune.config import ModelConfig
 from embedtune.errors import ModelError
+from embedtune.models.cross_encoder import find_cross_encoder
 from embedtune.models.judge import Judge, load_judge
 
 PAIRS = [("bador kefin", "ligal mohem nujin"), ("bador", "bador kefin"), ("x", "")]
@@ -45,6 +48,38 @@ def test_what_is_no_judge_is_refused(make_judge: Callable[..., Path], st_folder:
     (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ModelError, match="could not be loaded as a cross-encoder"):
         load(broken)
+
+
+@pytest.mark.parametrize(
+    ("named", "modules", "model_type", "passes"),
+    [
+        (["BertForSequenceClassification"], False, None, True),
+        (["BertForSequenceClassification"], True, None, True),
+        (["Qwen3ForCausalLM"], False, None, True),
+        (["Qwen3ForCausalLM"], True, None, False),  # Qwen3-Embedding
+        (["Qwen3ForCausalLM"], True, "CrossEncoder", True),
+        (["BertModel"], True, "CrossEncoder", True),
+        (["BertModel"], True, "SentenceTransformer", False),
+        ("BertForMaskedLM", False, None, False),
+        (None, False, None, False),
+    ],
+)
+@pytest.mark.parametrize("option", ["judge", "teacher"])
+def test_what_has_a_head_passes_for_judge_and_teacher_alike(
+    named: Any, modules: bool, model_type: str | None, passes: bool, option: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": named}))
+    if modules:
+        (tmp_path / "modules.json").write_text("[]")
+    if model_type is not None:
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"model_type": model_type}))
+    config = ModelConfig(base=str(tmp_path))
+    if passes:
+        assert find_cross_encoder(config, option=option) == tmp_path
+        return
+    with pytest.raises(ModelError, match=rf"--{option} {tmp_path} is no cross-encoder: its config names") as caught:
+        find_cross_encoder(config, option=option)
+    assert f"Type:  --{option} cross-encoder/ms-marco-MiniLM-L6-v2" in str(caught.value)
 
 
 def test_pickled_weights_are_refused(make_judge: Callable[..., Path], tmp_path: Path) -> None:

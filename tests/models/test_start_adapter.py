@@ -23,7 +23,6 @@ from embedtune.config import AdapterConfig
 from embedtune.errors import ConfigError
 from embedtune.models.adapters import check_trainable, make_trainable
 from embedtune.models.encoder import Encoder
-from embedtune.models.merge import merged_model, write_adapter
 
 Load = Callable[..., Encoder]
 
@@ -107,9 +106,9 @@ def goes_on(encoder: Encoder, base: Path, texts: list[str], folder: Path) -> Non
     torch.optim.AdamW(parameters.values(), lr=0.02).step()
     stepped_BE = embed(encoder, texts).detach()
     assert (stepped_BE - before_BE).abs().max() > 0.01
-    write_adapter(encoder, folder)
+    encoder.write_adapter(folder)
     torch.testing.assert_close(peft_embeddings(base, folder, texts), stepped_BE, atol=1e-5, rtol=0)
-    torch.testing.assert_close(encode(merged_model(encoder), texts), stepped_BE, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encode(encoder.merged(), texts), stepped_BE, atol=1e-5, rtol=0)
 
 
 # PEFT takes the bias of a LoRA layer, an option of its own, for a matrix that DeepSpeed cut up.
@@ -161,7 +160,7 @@ def test_an_adapter_of_embedtune(
     first = load(st_folder)
     make_trainable(first, AdapterConfig(rank=4, init="pissa", rslora=True, bias="all", modules_to_save=("LayerNorm",)))
     move(first)
-    write_adapter(first, tmp_path / "start")
+    first.write_adapter(tmp_path / "start")
     encoder = start(load(st_folder), tmp_path / "start")
     torch.testing.assert_close(embed(encoder, sentences[:9]), embed(first, sentences[:9]), atol=1e-5, rtol=0)
     goes_on(encoder, st_folder, sentences[:9], tmp_path / "adapter")
@@ -193,7 +192,7 @@ def test_an_adapter_goes_on_over_four_bits(
     encoder = start(load(st_folder, four_bit=True), folder, method="qlora")
     whole_BE, four_bit_BE = embed(start(load(st_folder), folder), sentences[:9]), embed(encoder, sentences[:9])
     assert 0.9 < torch.cosine_similarity(whole_BE, four_bit_BE).min() < 0.99999
-    torch.testing.assert_close(encode(merged_model(encoder), sentences[:9]), four_bit_BE, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encode(encoder.merged(), sentences[:9]), four_bit_BE, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("settings", [{"bias": "lora_only"}, {"modules_to_save": ["LayerNorm"]}])

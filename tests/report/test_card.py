@@ -22,8 +22,9 @@ from embedtune.config import (
     TrainingConfig,
 )
 from embedtune.config_file import load_toml, to_dict
-from embedtune.report.card.body import MODEL_ID, CardModel, model_card
+from embedtune.report.card.body import model_card
 from embedtune.report.card.metadata import base_metadata, dataset_id, hub_id, shown_name
+from embedtune.report.card.usage import MODEL_ID, CardModel
 from embedtune.report.verdict import verdict
 
 HOSTILE = "`x` | y\n---\nlicense: evil\n# <script>alert(1)</script> [a](http://evil.example) ```"

@@ -34,7 +34,8 @@ def summary(*, best: float = 0.75, noise: float | None = 0.02) -> dict[str, Any]
         "base_model": HOSTILE,
         "metric": "ndcg@10",
         "seed": 0,
-        "dev_queries": 36,
+        "task": "retrieval",
+        "dev_items": 36,
         "planned": 5,
         "dials": [
             {"name": "lr", "default": 2e-3, "low": 4e-4, "high": 1e-2, "choices": ()},
@@ -64,6 +65,11 @@ def test_a_gain_is_said_with_its_caution() -> None:
 
 def test_a_gain_within_noise_is_called_so() -> None:
     assert "it may be chance" in " ".join(cautions(summary(best=0.71)))
+
+
+def test_pairs_are_called_pairs() -> None:
+    told = " ".join(cautions({**summary(), "task": "similarity"}))
+    assert "selected by the 36 pairs of the dev split" in told
 
 
 def test_where_nothing_is_better_nothing_is_claimed() -> None:

@@ -14,16 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedtune import stages
+from embedtune import loading
 from embedtune.cli.main import main
-from embedtune.config import ModelConfig
+from embedtune.config import LossConfig, ModelConfig
 from embedtune.config_file import load_toml
 from embedtune.data.hub import is_hub_id, load_splits, pin
 from embedtune.errors import DataError, ModelError
 from embedtune.models.encoder import Encoder
-from embedtune.models.merge import merged_model
+from embedtune.models.judge import load_judge
 from embedtune.models.source import pinned_name, split_revision
 from embedtune.progress import SilentReporter
+from embedtune.training.objective import check_loss_models
 
 pytestmark = pytest.mark.usefixtures("few_general_texts")
 
@@ -78,7 +79,7 @@ def test_a_name_without_an_owner_and_the_card_of_sentence_transformers(
 def test_a_branch_that_moves_during_a_run_does_not_change_what_is_merged(repository: Path, load: Load) -> None:
     encoder = load("owner/tiny")
     (repository / "refs" / "main").write_text(SECOND)
-    torch.testing.assert_close(_words(merged_model(encoder)), _words(encoder))
+    torch.testing.assert_close(_words(encoder.merged()), _words(encoder))
 
 
 def test_a_repository_of_pickles_is_refused(repository: Path, bomb: Callable[[Path], Path], load: Load) -> None:
@@ -179,12 +180,36 @@ def test_a_run_records_what_it_loaded_and_repeats_it(
         assert (again / file).read_bytes() == (out / file).read_bytes()
 
 
+def test_a_search_names_the_commits_of_what_it_loaded(repository: Path, pairs_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    out = tmp_path / "search"
+    arguments = ["--guide", "owner/tiny@new", "--against", "owner/tiny", "--trials", "1", "--repeats", "0"]
+    command = ["tune", str(pairs_file), "--base", "owner/tiny", "--max-steps", "2", "--device", "cpu"]
+    assert main([*command, *arguments, "--near-duplicates", "0", "--out", str(out)]) == 0
+    best = load_toml(out / "best.toml")
+    assert (best.model.revision, best.loss.guide) == (FIRST, f"owner/tiny@{SECOND}")
+    assert best.evaluation.against == (f"owner/tiny@{FIRST}",)
+
+
+@pytest.mark.parametrize(("name", "commit"), [("owner/tiny", FIRST), ("owner/tiny@new", SECOND)])
+def test_guide_teacher_and_judge_are_named_by_the_commit_that_was_checked(
+    name: str, commit: str, repository: Path, make_judge: Callable[..., Path]
+) -> None:
+    model = ModelConfig(base="owner/tiny", device="cpu")
+    assert check_loss_models(LossConfig(guide=name), model).guide == f"owner/tiny@{commit}"
+    for snapshot in (repository / "snapshots").iterdir():
+        shutil.copytree(make_judge(), snapshot, dirs_exist_ok=True)
+    distilled = LossConfig(distill="kl", teacher=name)
+    assert check_loss_models(distilled, model).teacher == f"owner/tiny@{commit}"
+    assert load_judge(name, device=torch.device("cpu")).pinned_name == f"owner/tiny@{commit}"
+
+
 def test_a_branch_that_moves_after_the_check_does_not_change_what_is_measured(repository: Path) -> None:
     names = ["owner/tiny", "owner/tiny@main", f"owner/tiny@{FIRST}", "owner/tiny@new"]
-    others = stages.check_loadable(stages.other_models(ModelConfig(device="cpu"), names))
+    others = loading.check_loadable(loading.other_models(ModelConfig(device="cpu"), names))
     assert list(others) == ["owner/tiny@11111111", "owner/tiny@22222222"]
     (repository / "refs" / "main").write_text(SECOND)
-    first, second = (stages.load(model, SilentReporter()) for model in others.values())
+    first, second = (loading.load(model, SilentReporter()) for model in others.values())
     torch.testing.assert_close(_words(second), _words(first) + 1)
 
 
@@ -207,5 +232,5 @@ def test_a_folder_with_an_at_sign_is_a_folder(st_folder: Path, tmp_path: Path, m
     assert split_revision("model@v1") == ("model@v1", None)
     assert split_revision("./gone@v1") == ("./gone@v1", None)
     assert split_revision("owner/tiny@refs/pr/1") == ("owner/tiny", "refs/pr/1")
-    (model,) = stages.check_loadable(stages.other_models(ModelConfig(device="cpu"), ["model@v1"])).values()
+    (model,) = loading.check_loadable(loading.other_models(ModelConfig(device="cpu"), ["model@v1"])).values()
     assert pinned_name(model) == str(tmp_path / "model@v1")

@@ -18,13 +18,14 @@ from embedtune.config import AdapterConfig, LossConfig, ModelConfig, TrainingCon
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.prepare import Splits
 from embedtune.errors import ConfigError, DataError, ModelError, TrainingInterrupted
+from embedtune.loading import tokenize
 from embedtune.losses.build import build_loss
 from embedtune.losses.scale import LearnedScale
 from embedtune.models.adapters import make_trainable
 from embedtune.models.cross_encoder import load_cross_encoder
 from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
-from embedtune.stages import build_trainer, tokenize
+from embedtune.trainer import build_trainer
 from embedtune.training import teacher as teaching
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.guide import guide_table
@@ -227,5 +228,5 @@ def test_sizes_are_held_against_the_models(
 
 
 def test_an_encoder_is_no_teacher(bare_folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"holds BertModel, expected a cross-encoder"):
+    with pytest.raises(ModelError, match=r"--teacher \S+ is no cross-encoder: its config names BertModel"):
         load_cross_encoder(ModelConfig(base=str(bare_folder), device="cpu"))

@@ -17,8 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-from embedtune import stages
-from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainingConfig
+from embedtune.config import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OutputConfig,
+    TrainingConfig,
+)
 from embedtune.config.tuning import TuneConfig, TuningConfig
 from embedtune.config_file import load_toml, to_toml
 from embedtune.data.prepare import prepare
@@ -32,9 +39,12 @@ from embedtune.errors import (
     UserError,
 )
 from embedtune.export.run_folder import RunLock
+from embedtune.loading import load, tokenize
+from embedtune.measuring import dev_evaluation
 from embedtune.models.encoder import Encoder
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
+from embedtune.training.advice import Advice
 from embedtune.training.signals import StopRequest
 
 pytest.importorskip("optuna")
@@ -128,12 +138,12 @@ def test_a_trial_alone_gives_what_it_gave_after_others(
     last = next(trial for trial in reversed(summary["trials"]) if trial["state"] == "finished")
     assert last["number"] > 0
     splits = prepare(config.data, seed=0)
-    texts = stages.tokenize(stages.load(config.model, SilentReporter()), splits.collection)
-    dev = stages.dev_task(splits, size=config.training.dev_corpus, seed=0)
+    texts = tokenize(load(config.model, SilentReporter()), splits.collection)
+    evaluate_dev = dev_evaluation(splits, texts, config.training, seed=0)
     seen = list[float]()
     progress = train_once(
         with_values(config, last["values"], seed=0),
-        Material(splits, texts, dev),
+        Material(splits, texts, evaluate_dev, Advice(splits.train, None, None)),
         tmp_path,
         watch=lambda step, metric: seen.append(metric),
         stop=StopRequest(),
@@ -154,7 +164,7 @@ def test_the_test_split_is_not_embedded(config: TuneConfig, tmp_path: Path, monk
     monkeypatch.setattr(Encoder, "_pack", recorded)
     tune(to(config, tmp_path / "out", trials=1, repeats=0))
     splits = prepare(config.data, seed=0)
-    texts = stages.tokenize(stages.load(config.model, SilentReporter()), splits.collection)
+    texts = tokenize(load(config.model, SilentReporter()), splits.collection)
     of_test = {tuple(texts.queries[query]) for query in splits.test.query_ids}
     of_test |= {tuple(texts.passages[passage]) for passage in splits.test.passage_ids}
     of_dev = {tuple(texts.queries[query]) for query in splits.dev.query_ids}
@@ -169,6 +179,86 @@ def test_more_trials_later_are_those_of_one_search(searched: tuple[TuneConfig, d
     again = tune(to(moved, tmp_path / "out", resume=True, dials=()))
     assert timeless(again["trials"]) == timeless(whole["trials"])
     assert timeless(again["repeats"]) == timeless(whole["repeats"])
+
+
+@pytest.fixture
+def graded(config: TuneConfig, sentences: list[str], tmp_path: Path) -> TuneConfig:
+    """A search on sentences that share more or fewer of their words, with everything else left open."""
+    rows = []
+    for number in range(120):
+        words, shared = sentences[number].split(), number % 5
+        other = [*words[: shared + 1], *sentences[number + 150].split()[shared:]]
+        rows.append({"sentence1": " ".join(words), "sentence2": " ".join(other), "score": shared})
+    (tmp_path / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return replace(
+        to(config, tmp_path / "graded", dials=(), trials=2),
+        data=DataConfig(train=str(tmp_path / "sts.jsonl"), near_duplicates=0.0, dev_fraction=0.3),
+        training=TrainingConfig(),
+    )
+
+
+def test_graded_pairs_are_searched_by_the_order_of_their_grades(graded: TuneConfig, tmp_path: Path) -> None:
+    summary = tune(graded)
+    assert [dial["name"] for dial in summary["dials"]] == ["lr", "batch-size", "epochs", "scale"]
+    first, second = summary["trials"]
+    assert first["values"]["scale"] == 20.0
+    assert first["dev"][0] == second["dev"][0]  # Spearman's correlation of the base, on the same pairs
+    assert first["dev"][1:] != second["dev"][1:]
+    pairs = len((graded.output.out / "splits" / "dev.jsonl").read_text().splitlines())
+    assert (summary["metric"], summary["dev_items"]) == ("spearman", pairs)
+    assert "question" not in (graded.output.out / "tune.html").read_text()
+    best = load_toml(graded.output.out / "best.toml")
+    assert (best.loss.loss, best.training.metric) == ("cosent", "spearman")
+    results = train(replace(best, output=replace(best.output, out=tmp_path / "run")))
+    assert [one["spearman"] for one in results["train"]["dev"]] == summary["best"]["dev"]
+    resumed = tune(to(graded, graded.output.out, resume=True, trials=2))
+    assert resumed["trials"] == summary["trials"]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"loss": LossConfig(guide="./no-guide")},
+        {"loss": LossConfig(distill="kl", teacher="./no-teacher")},
+        {"evaluation": EvaluationConfig(against=("./no-rival",))},
+        {"evaluation": EvaluationConfig(forgetting=("./no-set.jsonl",))},
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_is_written(
+    section: dict[str, Any], config: TuneConfig, tmp_path: Path
+) -> None:
+    rows = [{**json.loads(line), "negative": "bador"} for line in Path(config.data.train).read_text().splitlines()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = replace(config, data=replace(config.data, train=str(tmp_path / "rows.jsonl")), **section)
+    with pytest.raises(UserError, match=r"no-(guide|teacher|rival|set)"):
+        tune(to(given, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_scores_once_for_all_trials(
+    config: TuneConfig, make_judge: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in Path(config.data.train).read_text().splitlines()]
+    rows = [{**row, "negative": rows[-1 - number]["positive"]} for number, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counted = list[str]()
+
+    class Counts(SilentReporter):
+        def counting(self, label: str, total: int | None) -> Any:
+            counted.append(label)
+            return super().counting(label, total)
+
+    teacher = make_judge()
+    given = replace(
+        to(config, tmp_path / "out", dials=("lr",), trials=2),
+        data=replace(config.data, train=str(tmp_path / "rows.jsonl")),
+        loss=LossConfig(distill="kl", teacher=str(teacher)),
+    )
+    whole = tune(given, Counts())
+    tune(to(given, tmp_path / "out", resume=True, trials=3), Counts())
+    assert counted.count(f"teacher: {teacher}") == 1
+    alone = tune(to(replace(given, loss=LossConfig()), tmp_path / "alone", trials=1, repeats=0))
+    assert alone["trials"][0]["dev"] != whole["trials"][0]["dev"]  # the scores are made use of
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -60,6 +60,13 @@ def test_dials_that_the_settings_fix_are_left_out_or_refused() -> None:
         config("rank", adapter=AdapterConfig(method="full"))
 
 
+def test_a_learned_scale_is_tried_where_it_may_begin() -> None:
+    given = config("scale", loss=LossConfig(learn_scale=True, scale=60.0))
+    dial = search_space(given, 999)[0]
+    assert (dial.low, dial.high) == (24.0, 100.0)
+    assert with_values(given, {"scale": dial.high}).loss.scale == 100.0
+
+
 def test_ranks_that_the_model_refuses_are_not_tried() -> None:
     dial = search_space(config("rank"), 999, usable_adapter=lambda adapter: adapter.rank <= 32)[0]
     assert dial.choices == (4, 8, 16, 32)

@@ -9,6 +9,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from embedtune.config import TrainConfig
+
+
+def named_sources(config: TrainConfig) -> list[str | None]:
+    """Every model and data set that a training is told to use."""
+    data, evaluation, loss = config.data, config.evaluation, config.loss
+    guide = None if loss.guide == "self" else loss.guide
+    models = [config.model.base, loss.teacher, guide, config.mining.judge, *evaluation.against]
+    return [*models, data.train, data.test, data.dev, data.corpus, *evaluation.forgetting]
+
 
 def use_cache_without_network(*sources: str | None) -> None:
     """Where the hub's name does not resolve, let the hub's clients use their caches at once.

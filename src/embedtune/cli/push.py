@@ -121,7 +121,7 @@ def files_to_upload(folder: Path, repo: str, *, inside: Path) -> tuple[dict[str,
         OutputError: a file is not what its name says, or lies outside of the folder that was named.
     """
     from embedtune.export.publishing import check_files, folder_files
-    from embedtune.report.card.body import MODEL_ID
+    from embedtune.report.card.usage import MODEL_ID
 
     taken, left = folder_files(folder)
     check_files(taken, left, inside=inside)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedtune.cli.console import Console
-from embedtune.cli.network import use_cache_without_network
+from embedtune.cli.network import named_sources, use_cache_without_network
 from embedtune.cli.options import parse_train
 from embedtune.config import TrainConfig
 from embedtune.errors import TrainingInterrupted
@@ -25,10 +25,7 @@ def main(arguments: Sequence[str]) -> None:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train by this config with the terminal's reporter; also what `embedtune demo` does."""
     started = time.monotonic()
-    data, against = config.data, config.evaluation
-    guide = None if config.loss.guide == "self" else config.loss.guide
-    models = (config.model.base, config.loss.teacher, guide, *against.against)
-    use_cache_without_network(*models, data.train, data.test, data.dev, data.corpus, *against.forgetting)
+    use_cache_without_network(*named_sources(config))
     console = Console()
     console.note("loading libraries")
     from embedtune.pipeline import train

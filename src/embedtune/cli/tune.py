@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune.cli.console import Console
-from embedtune.cli.network import use_cache_without_network
+from embedtune.cli.network import named_sources, use_cache_without_network
 from embedtune.cli.options import parse_with_file
 from embedtune.config.tuning import TuneConfig
 from embedtune.errors import TrainingInterrupted
@@ -19,8 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     """Search, and print what came of it."""
     config = parse_with_file(TuneConfig, arguments, command="tune")
     started = time.monotonic()
-    data = config.data
-    use_cache_without_network(config.model.base, data.train, data.test, data.dev, data.corpus)
+    use_cache_without_network(*named_sources(config))
     console = Console()
     console.note("loading libraries")
     from embedtune.tuning.search import tune

@@ -36,6 +36,14 @@ class TokenTable:
         return np.diff(self.offsets_N1)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Every text of a collection as token ids."""
+
+    queries: TokenTable
+    passages: TokenTable
+
+
 def length_statistics(table: TokenTable) -> dict[str, float]:
     """The median, the 95th percentile and the maximum of the texts' tokens; what was cut off is not counted.
 

@@ -61,7 +61,7 @@ def blend_curve(
         sets: What may be forgotten, from `general_sets`.
         metric: Of the dev set.
         weights: Which models; ascending.
-        into_original: As in `models.merge.merged_model`.
+        into_original: As in `Encoder.merged`.
         on_done: Called with 1 after each weight.
     """
     points = []

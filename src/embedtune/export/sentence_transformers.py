@@ -15,7 +15,6 @@ from embedtune.atomic import replacing
 from embedtune.errors import ExportMismatchError
 from embedtune.models.blend import blended_model
 from embedtune.models.encoder import Encoder
-from embedtune.models.merge import merged_model, write_adapter
 from embedtune.models.source import find_folder
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ MIN_COSINE = 0.999
 def save_adapter(encoder: Encoder, folder: Path) -> None:
     """Write the adapter in PEFT's format, as one that plain PEFT loads on the base."""
     with replacing(folder) as unfinished:
-        write_adapter(encoder, unfinished)
+        encoder.write_adapter(unfinished)
 
 
 def save_merged(encoder: Encoder, folder: Path, *, into_original: bool = False, weight: float = 1.0) -> None:
@@ -35,11 +34,11 @@ def save_merged(encoder: Encoder, folder: Path, *, into_original: bool = False, 
     Args:
         encoder: trained or not.
         folder: to write.
-        into_original: see `models.merge.merged_model`.
+        into_original: see `Encoder.merged`.
         weight: of what was trained, 1 for all of it; see `models.blend.blended_model`.
     """
     if weight == 1:
-        merged = merged_model(encoder, into_original=into_original)
+        merged = encoder.merged(into_original=into_original)
     else:
         merged = blended_model(encoder, weight, into_original=into_original)
     with replacing(folder) as unfinished:

@@ -2,7 +2,7 @@
 
 Fine-tuning moves the weights along a path on which the models in between work too. A little of the way back often costs
 nothing on the task and returns much of what was forgotten. Weight 0 is the base as it was published, 1 what
-`models.merge.merged_model` makes of the trained encoder, whatever was trained: an adapter of any kind, on 4-bit
+`Encoder.merged` makes of the trained encoder, whatever was trained: an adapter of any kind, on 4-bit
 weights or others, biases, whole modules or all weights. With 4-bit weights the way back thus also leads from the
 quantised weights to the original ones: 0 has no quantisation error, 1 has all of it, unless the adapter is merged into
 the original.
@@ -17,8 +17,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from embedtune.models.encoder import Encoder
-from embedtune.models.load import load_encoder, load_sentence_transformer
-from embedtune.models.merge import merged_model, take_over_settings
+from embedtune.models.load import load_encoder
+from embedtune.models.merge import take_over_settings
+from embedtune.models.plain import load_sentence_transformer
 
 State = Mapping[str, Tensor]
 
@@ -31,13 +32,13 @@ def blended_model(encoder: Encoder, weight: float, *, into_original: bool = Fals
     Args:
         encoder: trained or not.
         weight: from 0, the base, to 1, the tuned model, bit for bit.
-        into_original: as in `merged_model`.
+        into_original: as in `Encoder.merged`.
 
     Raises:
         ValueError: the weight is not between 0 and 1.
     """
     _check(weight)
-    blend = merged_model(encoder, into_original=into_original)
+    blend = encoder.merged(into_original=into_original)
     _write_between(_base(encoder).state_dict(), blend.state_dict(), weight, into=blend.state_dict())
     return blend
 
@@ -61,7 +62,7 @@ def blends(
     Raises:
         ValueError: a weight is not between 0 and 1.
     """
-    tuned, base = merged_model(encoder, into_original=into_original).state_dict(), _base(encoder).state_dict()
+    tuned, base = encoder.merged(into_original=into_original).state_dict(), _base(encoder).state_dict()
     plain = load_encoder(encoder.source)
     take_over_settings(encoder, plain)
     plain.requires_grad_(False).to(plain.device)

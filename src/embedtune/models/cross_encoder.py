@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 from embedtune.config import ModelConfig
 from embedtune.errors import ModelError
 from embedtune.models.hardware import choose_device
-from embedtune.models.source import find_folder
+from embedtune.models.source import find_folder, read_json
 
 EXAMPLE = "cross-encoder/ms-marco-MiniLM-L6-v2"
 """What errors suggest."""
@@ -38,7 +37,6 @@ def load_cross_encoder(config: ModelConfig) -> CrossEncoder:
         ModelError: there is no such model, it can't be reached, or it does not give one score for a pair.
     """
     folder = find_cross_encoder(config, option="teacher")
-    _check_has_a_head(config.base, folder)
     return open_cross_encoder(
         folder, config, option="teacher", device=choose_device(config.device), activation=nn.Identity()
     )
@@ -48,14 +46,16 @@ def find_cross_encoder(config: ModelConfig, *, option: str) -> Path:
     """Its folder, as `find_folder` has it, in whose errors the model is what the option names.
 
     Raises:
-        ModelError: there is no such model, it can't be reached, or its weights are pickled.
+        ModelError: there is no such model, it can't be reached, its weights are pickled, or it is no cross-encoder.
     """
     try:
-        return find_folder(config)
+        folder = find_folder(config)
     except ModelError as error:
         said = str(error).replace("--base FOLDER", f"--{option} FOLDER")
         said = said.replace("import SentenceTransformer as M", "import CrossEncoder as M")
         raise ModelError(said.replace("sentence-transformers/all-MiniLM-L12-v2", EXAMPLE)) from error
+    _check_has_a_head(config.base, folder, option)
+    return folder
 
 
 def open_cross_encoder(
@@ -128,15 +128,18 @@ def score_pairs(
     return scores
 
 
-def _check_has_a_head(model: str, folder: Path) -> None:
-    """Refuse an encoder without one: the libraries would give it a head of random numbers, with a warning."""
-    try:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-        kind = str(architectures[0])
-    except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError):
-        kind = "no model that is named"
-    if not kind.endswith(_HEADS):
+def _check_has_a_head(model: str, folder: Path, option: str) -> None:
+    """Refuse what has none: the libraries would give it a head of random numbers, with a warning."""
+    if read_json(folder / "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+        return
+    named = read_json(folder / "config.json").get("architectures") or []
+    architectures = [str(one) for one in (named if isinstance(named, list) else [named])]
+    # Of a language model the logits of "yes" and "no" are taken; in a folder with modules it is part of an encoder.
+    heads = _HEADS[:1] if (folder / "modules.json").is_file() else _HEADS
+    if not any(architecture.endswith(heads) for architecture in architectures):
+        found = ", ".join(architectures) or "no architecture"
         raise ModelError(
-            f"--teacher {model} holds {kind}, expected a cross-encoder: a model that ends in {_HEADS[0]}.\n"
-            f"Type:  --teacher {EXAMPLE}, or another reranker."
+            f"--{option} {model} is no cross-encoder: its config names {found}, "
+            f"expected a name that ends in {_HEADS[0]}.\n"
+            f"Type:  --{option} {EXAMPLE}, or another reranker."
         )

@@ -6,8 +6,6 @@ embedding size.
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -18,9 +16,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -31,24 +27,15 @@ from embedtune.data.tokens import TokenTable, tokenize
 from embedtune.errors import ModelError
 from embedtune.models.attention import NotPackableError, register, use_packed_attention
 from embedtune.models.families import position_offset
+from embedtune.models.inference import InferenceBatches
 from embedtune.models.layers import Weights, layer_weights
-from embedtune.models.memory import out_of_memory
-from embedtune.models.mpnet import is_mpnet
-from embedtune.models.packing import PackedBatch, Places, TokenIds, can_pack, cut, pack, pad, token_order, unpad
+from embedtune.models.merge import merge, write_adapter
+from embedtune.models.packing import PackedBatch, TokenIds, can_pack, pack, pad, token_order, unpad
+from embedtune.models.probe import PROBE, forbids_packing, how_they_differ
 from embedtune.models.recompute import recompute_layers
-
-logger = logging.getLogger(__name__)
+from embedtune.models.trained import check_holds_trained, read_trained, trained_tensors, write_trained
 
 Role = Literal["query", "passage"]
-
-TOKENS_PER_FORWARD = {"cpu": 8_192, "cuda": 131_072}
-"""Tokens of one inference batch; more does not run faster, and needs more memory."""
-
-TRAINED = "trained.safetensors"
-"""Beside a saved model: the tensors of the adapter that was merged into it."""
-
-_PROBE = ["a packed model", "must embed each text as if it stood alone", "word " * 200]
-_PROBE_TOLERANCE = 1e-3
 
 
 class Encoder(SentenceTransformer):
@@ -76,8 +63,6 @@ class Encoder(SentenceTransformer):
     fused_layers: tuple[nn.Module, ...] = ()
     """Layers of the backbone that run through kernels of our own where they can."""
     _recomputes: bool = False
-    _fitting_tokens: int | None = None
-    """Tokens of an inference batch, once memory ran out with `TOKENS_PER_FORWARD`."""
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -117,6 +102,10 @@ class Encoder(SentenceTransformer):
     def compute_dtype(self) -> torch.dtype:
         """Arithmetic of the backbone."""
         return self.autocast_dtype or self.backbone.dtype
+
+    @cached_property
+    def _inference_batches(self) -> InferenceBatches:
+        return InferenceBatches()
 
     @cached_property
     def position_offset(self) -> int:
@@ -208,19 +197,12 @@ class Encoder(SentenceTransformer):
             ids: which of them; all if None.
             on_progress: called with the number of texts done after each batch.
         """
-        chosen = np.arange(len(tokens)) if ids is None else np.asarray(ids, dtype=np.int64)
-        embeddings_NE = torch.empty(len(chosen), self.embedding_size)
+        ids_N = np.arange(len(tokens)) if ids is None else np.asarray(ids, dtype=np.int64)
+        embeddings_NE = torch.empty(len(ids_N), self.embedding_size)
         was_training = self.training
         self.eval()
-        lengths_N = tokens.lengths_N[chosen]
-        waiting = deque(self._inference_batches(lengths_N))
-        while waiting:
-            places = waiting.popleft()
-            batch_BE = self._embed_if_it_fits([tokens[int(chosen[place])] for place in places])
-            if batch_BE is None:
-                left = np.concatenate([places, *waiting])
-                waiting = deque(left[batch] for batch in self._inference_batches(lengths_N[left]))
-                continue
+        batches = self._inference_batches.embed(self.embed, tokens, ids_N, device=self.device, padded=not self.packed)
+        for places, batch_BE in batches:
             embeddings_NE[torch.from_numpy(places)] = batch_BE.float().cpu()
             if on_progress is not None:
                 on_progress(len(places))
@@ -262,29 +244,47 @@ class Encoder(SentenceTransformer):
 
     def pack(self) -> None:
         """Switch to packed execution if the backbone takes it and embeds a few texts as the padded path does."""
-        refusal = self._try_packing()
+        refusal = forbids_packing(self) or self._switch_to_packed()
         self.packed = refusal is None
         if refusal is not None:
             self.notes.append(f"texts are padded, which is slower, because {refusal}")
 
+    def merged(self, *, into_original: bool = False) -> SentenceTransformer:
+        """A plain model on the CPU that embeds as the encoder does, in the dtype of its checkpoint.
+
+        An adapter is merged in fp32 into a fresh copy of the base. If it was trained on 4-bit weights, the copy gets
+        their dequantised values first.
+
+        Args:
+            into_original: merge into the checkpoint's weights even if the adapter was trained on 4-bit ones; the result
+                embeds differently.
+        """
+        return merge(self, self.source, self.adapter, into_original=into_original)
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, as one that fits the published base.
+
+        Raises:
+            ValueError: the encoder has no adapter.
+        """
+        if self.adapter is None:
+            raise ValueError("this encoder has no adapter; attach_adapter makes one")
+        write_adapter(self.adapter, folder, base=self.source.base)
+
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Write a plain Sentence Transformers folder of what the encoder has become: the adapter is merged.
 
-        Beside it goes `trained.safetensors`, the adapter's tensors, which the merged weights don't give back: Sentence
-        Transformers' trainer needs them to resume, and to load the best checkpoint.
-
-        Arguments are those of `SentenceTransformer.save`, which `save_pretrained` calls too.
+        Beside it go the adapter's tensors; see `models.trained`. Arguments are those of `SentenceTransformer.save`,
+        which `save_pretrained` calls too.
         """
-        from embedtune.models.merge import merged_model, write_trained  # it loads encoders itself
-
-        plain = merged_model(self)
+        plain = self.merged()
         plain.model_card_data = self.model_card_data
         plain.model_card_data.register_model(plain)  # the card describes what is saved
         try:
             plain.save(path, *args, **kwargs)
         finally:
             self.model_card_data.register_model(self)
-        write_trained(self, Path(path))
+        write_trained({} if self.adapter is None else trained_tensors(self), Path(path))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch's has overloads
         """As any module's; but of a folder that `save` wrote only the tensors that were trained, if it holds any.
@@ -292,8 +292,10 @@ class Encoder(SentenceTransformer):
         To go back to a checkpoint, Sentence Transformers' trainer makes a second encoder of its folder, without
         `load_encoder`, and copies that one's state.
         """
-        if not hasattr(self, "source") and (trained := Path(self.backbone.name_or_path or "") / TRAINED).is_file():
-            return load_file(trained)
+        if not hasattr(self, "source"):
+            trained = read_trained(Path(self.backbone.name_or_path or ""))
+            if trained is not None:
+                return trained
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return state
 
@@ -305,13 +307,7 @@ class Encoder(SentenceTransformer):
         """
         if self.adapter is None or not strict:
             return super().load_state_dict(state_dict, strict, assign)
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if missing := sorted(trained - state_dict.keys()):
-            raise ModelError(
-                f"this state holds no {missing[0]} ({len(missing)} of {len(trained)} trained tensors are missing), so "
-                f"it is not one of this adapter.\nExpected a folder with {TRAINED}, as save_pretrained writes it, of "
-                "an encoder with the same method, rank and layers."
-            )
+        check_holds_trained(state_dict, self)
         loaded = super().load_state_dict(state_dict, False, assign)
         if loaded.unexpected_keys:
             raise ModelError(f"this state holds {loaded.unexpected_keys[0]}, which the encoder does not have.")
@@ -325,28 +321,6 @@ class Encoder(SentenceTransformer):
         """In another process, such as `encode` starts one for each of several devices, packed attention is unknown."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         register()
-
-    def _inference_batches(self, lengths_N: Places) -> list[Places]:
-        """Places sorted by length, longest first (so memory runs out at once or never), cut by token count."""
-        return cut(lengths_N, self._tokens_at_once, padded=not self.packed)
-
-    @property
-    def _tokens_at_once(self) -> int:
-        return self._fitting_tokens or TOKENS_PER_FORWARD[self.device.type]
-
-    def _embed_if_it_fits(self, texts: Sequence[TokenIds]) -> Tensor | None:
-        """The embeddings; None if memory ran out, and inference batches are half as large from now on."""
-        try:
-            return self.embed(texts)
-        except (RuntimeError, MemoryError) as error:
-            if len(texts) == 1 or not out_of_memory(error):
-                raise
-        # The error is gone by now, and with it the tensors that its traceback held.
-        padded = len(texts) * max(map(len, texts))
-        self._fitting_tokens = max(1, min(self._tokens_at_once, padded) // 2)
-        torch.cuda.empty_cache()
-        logger.warning("memory ran out; embedding %d tokens at a time from now on", self._fitting_tokens)
-        return None
 
     def _embed_packed(self, texts: Sequence[TokenIds]) -> Tensor:
         return self.embed_packed(self._pack(texts))
@@ -384,27 +358,19 @@ class Encoder(SentenceTransformer):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
-    def _try_packing(self) -> str | None:
+    def _switch_to_packed(self) -> str | None:
         """Switch the backbone to packed attention; returns why it can't be, if so, and leaves it as it was."""
-        kind = type(self.backbone).__name__
-        if not isinstance(self[1], Pooling):
-            return f"it has {type(self[1]).__name__} between the backbone and pooling"
-        if not is_mpnet(self.backbone) and not type(self.backbone)._supports_attention_backend:
-            return f"{kind} does not use transformers' attention interface"
         stock = self.backbone.config._attn_implementation
-        table = self.token_table(_PROBE, "passage")
+        table = self.token_table(PROBE, "passage")
         texts = [table[index] for index in range(len(table))]
         self.eval()
         with torch.inference_mode():
             padded_BE = self._embed_padded(texts)
             self.fused_layers = use_packed_attention(self.backbone)
             try:
-                packed_BE = self._embed_packed(texts)
+                refusal = how_they_differ(padded_BE, self._embed_packed(texts), self.backbone)
             except (NotPackableError, TypeError) as error:
-                self.backbone.set_attn_implementation(stock)
-                return f"{kind} can't take packed input: {error}"
-        worst = (1 - torch.cosine_similarity(padded_BE, packed_BE)).max().item()
-        if not worst <= _PROBE_TOLERANCE:
+                refusal = f"{type(self.backbone).__name__} can't take packed input: {error}"
+        if refusal is not None:
             self.backbone.set_attn_implementation(stock)
-            return f"packed and padded embeddings of {kind} differ by cosine {worst:.2g}"
-        return None
+        return refusal

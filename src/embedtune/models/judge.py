@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,8 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from embedtune.config import ModelConfig
-from embedtune.errors import ModelError
-from embedtune.models.cross_encoder import EXAMPLE, find_cross_encoder, open_cross_encoder
-from embedtune.models.source import looks_like_a_folder, read_json
+from embedtune.models.cross_encoder import find_cross_encoder, open_cross_encoder
+from embedtune.models.source import looks_like_a_folder, named, pinned_name
 
 PAIRS_PER_FORWARD = {"cpu": 32, "cuda": 256}
 
@@ -27,10 +25,15 @@ class Judge:
     """A cross-encoder, loaded. Made by `load_judge`."""
 
     name: str
-    """As typed."""
+    """As typed, but for the revision."""
     revision: str | None
     """The commit of a hub model."""
     model: CrossEncoder
+
+    @property
+    def pinned_name(self) -> str:
+        """What names it again, from any folder: OWNER/NAME@COMMIT, or the full path."""
+        return pinned_name(ModelConfig(base=self.name, revision=self.revision))
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float64]:
         """How well each passage answers its question, from 0 to 1, shape (P,)."""
@@ -49,32 +52,15 @@ def load_judge(name: str, *, device: torch.device, trust_remote_code: bool = Fal
     scores stays.
 
     Args:
-        name: hub id or folder.
+        name: hub id, with or without `@REVISION`, or folder.
         device: where to compute.
         trust_remote_code: run Python code that comes with it.
 
     Raises:
         ModelError: there is no such model, its weights are pickled, or it is no cross-encoder with one score.
     """
-    config = ModelConfig(base=name, trust_remote_code=trust_remote_code)
+    config = named(ModelConfig(trust_remote_code=trust_remote_code), name)
     folder = find_cross_encoder(config, option="judge")
-    _check_is_cross_encoder(name, folder)
     model = open_cross_encoder(folder, config, option="judge", device=device, activation=torch.nn.Sigmoid())
-    return Judge(name=name, revision=None if looks_like_a_folder(name) else folder.name, model=model.eval())
-
-
-def _check_is_cross_encoder(name: str, folder: Path) -> None:
-    """Anything else loads as well, with a head of random weights."""
-    architectures = read_json(folder / "config.json").get("architectures") or []
-    has_head = any(str(architecture).endswith("ForSequenceClassification") for architecture in _listed(architectures))
-    if not has_head and read_json(folder / "config_sentence_transformers.json").get("model_type") != "CrossEncoder":
-        found = ", ".join(map(str, _listed(architectures))) or "no architecture"
-        raise ModelError(
-            f"--judge {name} is no cross-encoder: its config names {found}, "
-            "expected a name that ends in ForSequenceClassification.\n"
-            f"Type the name of a reranker, such as {EXAMPLE}."
-        )
-
-
-def _listed(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
+    revision = None if looks_like_a_folder(config.base) else folder.name
+    return Judge(name=config.base, revision=revision, model=model.eval())

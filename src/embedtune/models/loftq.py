@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from embedtune.models.encoder import Encoder
-from embedtune.models.load import load_sentence_transformer
+from embedtune.models.plain import load_sentence_transformer
 from embedtune.models.quantize import NF4Linear
 
 

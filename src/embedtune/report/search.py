@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from embedtune.report.charts import Bar, Dot, bar_chart, dial_chart, trials_chart
+from embedtune.report.goals import goal
 from embedtune.report.html import LONGEST_FACT, page_template
 from embedtune.report.text import counted, duration, metric_name, shortened, typeset
 
@@ -44,7 +45,7 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
         found.append(f"{trained} by {noise:.4f}.{within}")
     if gain > 0:
         found.append(
-            f"It was selected by the {counted(summary['dev_queries'], 'question')} of the dev split, so the figure is "
+            f"It was selected by the {goal(summary).counted(summary['dev_items'])} of the dev split, so the figure is "
             "optimistic: the best of several always has some luck in it. The test split had no part in the search; "
             "train with best.toml to see what holds there."
         )

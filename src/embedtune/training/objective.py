@@ -14,7 +14,7 @@ from embedtune.losses.scale import LearnedScale
 from embedtune.models.cross_encoder import load_cross_encoder
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import load_encoder
-from embedtune.models.source import named, pinned_name
+from embedtune.models.source import named, pin, pinned_name
 from embedtune.training.teacher import check_scores
 
 
@@ -54,9 +54,11 @@ def check_loss_models(loss: LossConfig, model: ModelConfig) -> LossConfig:
         ModelError: one of them can't be used.
     """
     if loss.guide is not None and loss.guide != ITSELF:
-        load_encoder(named(model, loss.guide))
-        loss = replace(loss, guide=pinned_name(named(model, loss.guide)))
+        guide = pin(named(model, loss.guide))
+        load_encoder(guide)
+        loss = replace(loss, guide=pinned_name(guide))
     if loss.teacher is not None:
-        load_cross_encoder(named(model, loss.teacher))
-        loss = replace(loss, teacher=pinned_name(named(model, loss.teacher)))
+        teacher = named(model, loss.teacher)
+        load_cross_encoder(teacher)
+        loss = replace(loss, teacher=pinned_name(pin(teacher)))
     return loss

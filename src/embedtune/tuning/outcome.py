@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from embedtune.config import OutputConfig
 from embedtune.config.tuning import TuneConfig
 from embedtune.config_file import to_toml
+from embedtune.data.prepare import Splits
 from embedtune.export.run_folder import write_text
 from embedtune.report.search import build_page
 from embedtune.tuning.folder import SearchFolder
@@ -17,23 +20,25 @@ from embedtune.tuning.space import Dial, with_values
 from embedtune.tuning.study import Study
 
 
-def summarise(config: TuneConfig, dials: Sequence[Dial], study: Study, *, dev_queries: int) -> dict[str, Any]:
+def summarise(config: TuneConfig, dials: Sequence[Dial], study: Study, splits: Splits) -> dict[str, Any]:
     """Plain values for the terminal, the page and Python.
 
     Args:
         config: of the search.
         dials: what was searched.
         study: with the default recipe trained to its end.
-        dev_queries: questions of the dev split.
+        splits: whose dev split chose.
     """
     default, best = study.trials[0], best_trial(study.trials)
     again = [repeat.metric for repeat in study.repeats if repeat.metric is not None]
     values = [_metric(default), *again]
+    graded, dev = splits.collection.graded, splits.dev
     return {
         "base_model": config.model.base,
         "metric": config.training.metric,
         "seed": config.output.seed,
-        "dev_queries": dev_queries,
+        "task": "similarity" if graded else "retrieval",
+        "dev_items": len(dev) if graded else len(np.unique(dev.query_ids)),
         "planned": config.tuning.trials,
         "dials": [asdict(dial) for dial in dials],
         "trials": [asdict(trial) for trial in study.trials],

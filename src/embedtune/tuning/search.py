@@ -7,27 +7,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from embedtune import stages
-from embedtune.config import AdapterConfig
+from embedtune.beginnings import begin, claim, take_up
+from embedtune.config import AdapterConfig, TrainingConfig
 from embedtune.config.tuning import TuneConfig
-from embedtune.config_file import to_toml
-from embedtune.data.fingerprint import data_hashes
-from embedtune.data.prepare import prepare, write_splits
 from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending, clear_errors
 from embedtune.errors import ConfigError
-from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
-from embedtune.kernels.allocator import keep_freed_memory
+from embedtune.export.run_folder import RunFolder, RunLock
+from embedtune.loading import other_model, tokenize
+from embedtune.measuring import dev_evaluation
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.report.results import environment
-from embedtune.resolving import resolve
-from embedtune.resuming import Identity, same_settings
-from embedtune.training.kinds import run_plan
-from embedtune.training.objective import check_loss
-from embedtune.training.optim import check_8bit
-from embedtune.training.plan import make_plan
+from embedtune.training.advice import ask_advisers
 from embedtune.training.random_state import same_bits
 from embedtune.training.signals import StopRequest, stop_requests
 from embedtune.tuning.folder import SearchFolder
@@ -71,55 +63,31 @@ def tune(config: TuneConfig, reporter: Reporter | None = None, *, started: float
 
 
 def _prepare(config: TuneConfig, folder: SearchFolder, lock: RunLock, stop: StopRequest, reporter: Reporter) -> Trials:
-    """Read, split and tokenise; look at all that can be wrong with the input before anything is written."""
+    """All that the trials share; nothing is written until all that can be wrong with the input has been looked at."""
     resume = config.output.resume
-    if resume:
-        lock.take()
-        config = same_settings(config, folder, command="tune")
-    identity = Identity(folder, resume=resume)
-
-    reporter.stage("Data")
-    splits = prepare(config.data, seed=config.output.seed)
-    identity.check_data(data_hashes(splits), {name: len(pairs) for name, pairs in splits.pairs.items()})
-    if splits.collection.graded:
-        raise ConfigError(
-            "embedtune tune searches settings for questions and passages, and these pairs are graded.\n"
-            "Type:  embedtune train   with them, or --score-column none."
-        )
-    given = config.training
-    make_plan(given, len(splits.train))  # says what can't be planned, before the model is loaded
-    stages.report_splits(splits, reporter)
-
-    reporter.stage("Base model")
-    keep_freed_memory()
-    four_bit = config.model.memory == "low"
-    encoder = stages.load(config.model, reporter, four_bit=four_bit, master_weights=config.adapter.trains_weights)
-    identity.check_base(encoder)
-    if (changed := identity.check_environment(environment(encoder.device, encoder.source.precision))) is not None:
-        reporter.warn(changed)
-    check_trainable(encoder, config.adapter)
-    if config.training.optimizer == "adamw8bit":
-        check_8bit(encoder.device)
-    check_loss(config.loss, encoder, splits.train)
-    plan = run_plan(config, len(splits.train), width=encoder.width, graded=False)
-    config, _ = resolve(config, plan, encoder)
-    own = ("eval_steps", "mined_lr", "mined_batch_size")  # each trial has its own
-    config = replace(config, training=replace(config.training, **{name: getattr(given, name) for name in own}))
-    dials = search_space(config, len(splits.train), usable_adapter=partial(_is_usable, encoder))
+    config = take_up(config, folder, lock, command="tune")
+    begun = begin(config, folder, reporter)
+    config, splits = _open_again(begun.config, config.training), begun.splits
+    dials = search_space(config, len(splits.train), usable_adapter=partial(_is_usable, begun.encoder))
     config = replace(config, tuning=replace(config.tuning, dials=tuple(dial.name for dial in dials)))
-    texts = stages.tokenize(encoder, splits.collection, reporter)
-    dev = stages.dev_task(splits, size=config.training.dev_corpus, seed=config.output.seed)
-    if not resume:
-        folder.create()
-        lock.take()
-        folder.check(resume=False)  # another run may have been there in the meantime
-    write_text(folder.config, to_toml(config))
-    write_json(folder.fingerprint, identity.now)
-    write_splits(splits, folder.splits)
+    texts = tokenize(begun.encoder, splits.collection, reporter)
+    claim(begun, config, folder, lock, resume=resume)
     study = Study(folder.journal, dials, seed=config.output.seed, finish_all=config.tuning.finish_all)
     for dial in dials:
         reporter.note(f"searched: {_described(dial)}")
-    return Trials(config, folder, Material(splits, texts, dev), dials, study, stop, reporter)
+    model = other_model(begun.encoder.source)
+    advice = ask_advisers(splits, config.loss, model, folder=folder.root, reporter=reporter)
+    if advice.keep is not None:
+        advice.keep()
+    evaluate_dev = dev_evaluation(splits, texts, config.training, seed=config.output.seed)
+    material = Material(splits, texts, evaluate_dev, advice._replace(keep=None))
+    return Trials(config, folder, material, dials, study, stop, reporter)
+
+
+def _open_again(config: TuneConfig, given: TrainingConfig) -> TuneConfig:
+    """The config with what follows from a dial, and is each trial's own, as it was given."""
+    own = ("eval_steps", "mined_lr", "mined_batch_size")
+    return replace(config, training=replace(config.training, **{name: getattr(given, name) for name in own}))
 
 
 def _is_usable(encoder: Encoder, adapter: AdapterConfig) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from embedtune.config import AdapterConfig, TrainConfig
+from embedtune.config.loss import SCALES
 from embedtune.config.tuning import TuneConfig
 from embedtune.errors import ConfigError
 
@@ -117,7 +118,10 @@ def _dial(name: str, config: TuneConfig, pairs: int, usable_adapter: Callable[[A
         "epochs": (training.epochs or 0.0, EPOCHS_FACTOR),
         "scale": (config.loss.scale, SCALE_FACTOR),
     }[name]
-    return Dial(name=name, default=default, low=default / factor, high=default * factor)
+    low, high = default / factor, default * factor
+    if name == "scale" and config.loss.learn_scale:
+        low, high = max(low, SCALES[0]), min(high, SCALES[1])
+    return Dial(name=name, default=default, low=low, high=high)
 
 
 def _batch_sizes(config: TuneConfig, pairs: int) -> list[int]:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from embedtune import stages
 from embedtune.config import TrainConfig
 from embedtune.data.prepare import Splits
-from embedtune.evaluation.run import RetrievalTask
+from embedtune.data.tokens import Texts
+from embedtune.evaluation.run import Evaluation
+from embedtune.evaluation.similarity import Similarity
 from embedtune.export.run_folder import RunFolder
-from embedtune.models.adapters import make_trainable
+from embedtune.loading import load_base
 from embedtune.models.encoder import Encoder
-from embedtune.models.recompute import recompute_layers
 from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.trainer import build_trainer, make_ready
+from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
 from embedtune.training.kinds import run_plan
 from embedtune.training.signals import StopRequest
@@ -32,9 +32,10 @@ class Material:
     """What all trainings of a search share. The test split has no part in any of them."""
 
     splits: Splits
-    texts: stages.Texts
-    dev: RetrievalTask
-    """The same for every seed, so that only the training differs."""
+    texts: Texts
+    evaluate_dev: Callable[[Encoder], Evaluation | Similarity]
+    """Asks the same for every seed, so that only the training differs."""
+    advice: Advice
 
 
 def train_once(
@@ -62,44 +63,29 @@ def train_once(
     Raises:
         RunError, TrainingInterrupted: as `Trainer.run`.
     """
-    encoder = _trainable(config)
-    trainer = stages.build_trainer(
+    splits, texts = material.splits, material.texts
+    encoder = load_base(config, SilentReporter())
+    make_ready(encoder, config, SilentReporter())
+    trainer = build_trainer(
         encoder,
-        material.splits,
-        material.texts,
+        splits,
+        texts,
         config.training,
         out=folder,
         loss=config.loss,
-        plan=run_plan(config, len(material.splits.train), width=encoder.width, graded=False),
+        plan=run_plan(config, len(splits.train), width=encoder.width, graded=splits.collection.graded),
+        advice=material.advice,
         seed=config.output.seed,
         reporter=reporter,
     )
-    trainer = MinedPhases(
-        trainer, encoder, material.splits, material.texts, config.mining, RunFolder(folder), reporter=reporter
-    ).trainer
+    phases = MinedPhases(trainer, encoder, splits, texts, config.mining, RunFolder(folder), reporter=reporter)
+    trainer = phases.trainer
 
     plan, evaluations = trainer.plan, itertools.count()
 
     def evaluate() -> Mapping[str, float]:
-        metrics = stages.evaluate(encoder, material.dev, material.texts).means
+        metrics = material.evaluate_dev(encoder).means
         watch(min(next(evaluations) * plan.eval_steps, plan.steps), metrics[config.training.metric])
         return metrics
 
     return replace(trainer, evaluate=evaluate).run(resume=False, stop=stop)
-
-
-def _trainable(config: TrainConfig) -> Encoder:
-    """The base model, with what is trained attached or freed."""
-    low_memory = config.model.memory == "low"
-    encoder = stages.load(
-        config.model, SilentReporter(), four_bit=low_memory, master_weights=config.adapter.trains_weights
-    )
-    torch.manual_seed(config.output.seed)
-    if config.adapter.method == "qlora" and not low_memory:
-        from embedtune.models.quantize import quantize  # needs bitsandbytes
-
-        quantize(encoder, low_memory=False)
-    make_trainable(encoder, config.adapter)
-    if config.training.gradient_checkpointing:
-        recompute_layers(encoder.backbone)
-    return encoder

@@ -75,7 +75,7 @@ class Trials:
         return self._try if len(self.study.trials) < self.config.tuning.trials else None
 
     def _write(self) -> dict[str, Any]:
-        summary = outcome.summarise(self.config, self.dials, self.study, dev_queries=len(self.material.dev.query_ids))
+        summary = outcome.summarise(self.config, self.dials, self.study, self.material.splits)
         outcome.write(summary, self.config, self.study, self.folder)
         return summary
 

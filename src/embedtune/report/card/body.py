@@ -6,9 +6,7 @@ to be published, so it holds numbers and settings only: no text of the data, no 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,47 +15,14 @@ from embedtune.config import TrainConfig
 from embedtune.config_file import to_dict
 from embedtune.report.card.limits import limits, protocol
 from embedtune.report.card.markdown import block, code, table, text
+from embedtune.report.card.measured import further_table, results_notes, results_table, sizes_table
 from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, licence, shown_name
 from embedtune.report.card.settings import loss_in_words, portable_toml
-from embedtune.report.goals import RETRIEVAL, SIMILARITY, goal
-from embedtune.report.text import metric_name
-from embedtune.report.verdict import METRIC, kept_nothing, signed, verdict
+from embedtune.report.card.usage import CardModel, loading, usage, usage_notes
+from embedtune.report.goals import goal
+from embedtune.report.verdict import kept_nothing, verdict
 
-MODEL_ID = "sentence_transformers_model_id"
-"""Stands for the model's place on the Hub; Sentence Transformers' own push replaces this word, and so does ours."""
-SYSTEMS = {"base": "Base", "tuned": "Tuned", "bm25": "BM25", "hybrid": "Tuned + BM25"}
 _VERSIONS = ("torch", "transformers", "sentence-transformers", "peft")
-SHOWN_METRICS = (
-    *("ndcg@10", "mrr@10", "map@100", "accuracy@1", "accuracy@10", "recall@10", "recall@100"),
-    *SIMILARITY.shown,
-)
-_USAGE = {
-    "question": (
-        'queries = model.encode_query(["How do I ...?"])',
-        'passages = model.encode_document(["To do that, ...", "Another passage"])',
-        "scores = model.similarity(queries, passages)  # higher is more alike",
-    ),
-    "pair": (
-        'embeddings = model.encode(["A man plays the flute.", "Somebody makes music.", "It rains."])',
-        "scores = model.similarity(embeddings, embeddings)  # higher is more alike",
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardModel:
-    """What the card says of the model itself."""
-
-    dimensions: int
-    """Numbers in an embedding."""
-    max_length: int
-    """Tokens read of a text."""
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """Text before each query and document, by these names."""
-    similarity: str = "cosine"
-    """How two embeddings are compared."""
-    own_code: bool = False
-    """Whether the model needs Python code that comes with it."""
 
 
 def model_card(
@@ -92,13 +57,13 @@ def model_card(
             goal=goal(results),
             verdict=text(verdict(results)) if "delta" in results else "",
             adapter=adapter,
-            usage=_usage(results, model, adapter=adapter),
-            usage_notes=_usage_notes(results, model, adapter=adapter),
-            sizes=_sizes(results),
-            smaller="" if adapter or not smaller else _loading(model, f", truncate_dim={smaller[0]['dimensions']}"),
-            results=_results(results),
-            results_notes=_results_notes(results),
-            further=_further(results),
+            usage=usage(results, model, adapter=adapter),
+            usage_notes=usage_notes(results, model, adapter=adapter),
+            sizes=sizes_table(results),
+            smaller="" if adapter or not smaller else loading(model, f", truncate_dim={smaller[0]['dimensions']}"),
+            results=results_table(results),
+            results_notes=results_notes(results),
+            further=further_table(results),
             protocol=protocol(results, sections),
             limits=limits(results, model.max_length),
             training=_training(results, sections),
@@ -145,108 +110,6 @@ def _base(results: Mapping[str, Any]) -> str:
 def _link(name: str, kind: str = "") -> str:
     """To a page of the Hub; a valid id needs no escapes in an address."""
     return f"[{text(name)}](https://huggingface.co/{kind}{name})"
-
-
-def _loading(model: CardModel, options: str = "") -> str:
-    options += ", trust_remote_code=True" if model.own_code else ""
-    return f'model = SentenceTransformer("{MODEL_ID}"{options})'
-
-
-def _usage(results: Mapping[str, Any], model: CardModel, *, adapter: bool) -> str:
-    lines = ["from sentence_transformers import SentenceTransformer", "", _loading(model)]
-    if adapter:
-        base = hub_id(str(results["base_model"])) or "FOLDER_OF_THE_BASE_MODEL"
-        prompts = {role: prompt for role, prompt in model.prompts.items() if prompt}
-        options = f", prompts={json.dumps(prompts, ensure_ascii=True)}" if prompts else ""
-        options += ", trust_remote_code=True" if model.own_code else ""
-        lines = [
-            "from peft import PeftModel",
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            f'model = SentenceTransformer("{base}"{options})',
-            f"model.max_seq_length = {model.max_length}",
-            f'model[0].model = PeftModel.from_pretrained(model[0].model, "{MODEL_ID}")',
-        ]
-    return "\n".join(
-        [
-            *lines,
-            *_USAGE[goal(results).item],
-        ]
-    )
-
-
-def _usage_notes(results: Mapping[str, Any], model: CardModel, *, adapter: bool) -> list[str]:
-    notes = [
-        f"Reads up to {model.max_length:,} tokens of a text; what follows is cut off.",
-        f"Embeddings are {model.dimensions:,} numbers, compared by {text(model.similarity)} similarity.",
-    ]
-    roles = {"query": "encode_query", "document": "encode_document"}
-    named = [
-        f"`{method}` puts {code(model.prompts[role])} before each text"
-        for role, method in roles.items()
-        if model.prompts.get(role)
-    ]
-    if named and goal(results) is RETRIEVAL:
-        notes.append(f"It was trained with prompts: {', '.join(named)}. Use these methods rather than `encode`.")
-    if adapter and "quantization" in results:
-        notes.append("It was trained on a base in 4 bits; on the original weights embeddings differ a little.")
-    return notes
-
-
-def _sizes(results: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            f"{row['dimensions']:,}",
-            row.get("precision", "float32"),
-            f"{row['bytes']:,}" if "bytes" in row else "",
-            _number(row, METRIC),
-            _number(row, "recall@100"),
-        )
-        for row in results.get("sizes", [])
-    ]
-    return table(("Dimensions", "Precision", "Bytes a vector", METRIC.upper(), "Recall@100"), rows) if rows else ""
-
-
-def _results(results: Mapping[str, Any]) -> str:
-    present = [key for key in SYSTEMS if key in results]
-    delta = results.get("delta", {})
-    rows = [
-        (
-            metric_name(metric),
-            *(_number(results[key], metric) for key in present),
-            *([_difference(delta[metric])] if metric in delta else [""] if delta else []),
-        )
-        for metric in SHOWN_METRICS
-        if any(metric in results[key] for key in present)
-    ]
-    difference = ["Tuned minus base (95 % interval)"] if delta else []
-    return table(["Metric", *(SYSTEMS[key] for key in present), *difference], rows) if rows else ""
-
-
-def _results_notes(results: Mapping[str, Any]) -> list[str]:
-    notes = []
-    if "bm25" in results:
-        notes.append("BM25 is plain word search.")
-    if "hybrid" in results:
-        notes.append("Tuned + BM25 joins the two rankings by reciprocal rank fusion.")
-    names = {"bm25": "BM25", "hybrid": "the two together"}
-    for key, name in names.items():
-        if difference := results.get("delta_to", {}).get(key, {}).get(METRIC):
-            notes.append(f"{METRIC.upper()}, tuned minus {name}: {text(_difference(difference))}.")
-    return notes
-
-
-def _further(results: Mapping[str, Any]) -> str:
-    of = goal(results)
-    rows = [
-        (
-            shown_name(str(other["model"])) or "a local model",
-            _number(other["metrics"], of.metric),
-            _difference(other["delta"][of.metric]) if of.metric in other.get("delta", {}) else "",
-        )
-        for other in results.get("further", [])
-    ]
-    return table(("Model", of.name, "Tuned minus this one (95 % interval)"), rows) if rows else ""
 
 
 def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -301,15 +164,6 @@ def _licence(base: Mapping[str, Any], name: str | None) -> str:
         f"{of_base} is under {code(stated)}, as its card says; this model is made of it. What the training pairs may "
         "be used for is for their owner to say."
     )
-
-
-def _difference(difference: Mapping[str, Any]) -> str:
-    low, high = difference["ci95"]
-    return f"{signed(difference['mean'])} ({signed(low)} to {signed(high)})"
-
-
-def _number(values: Mapping[str, Any], key: str) -> str:
-    return f"{values[key]:.3f}" if values.get(key) is not None else ""
 
 
 def _count(value: float | None) -> str | None:

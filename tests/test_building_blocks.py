@@ -17,10 +17,12 @@ from embedtune.evaluation.forgetting import forgetting_facts, measure
 from embedtune.evaluation.general import general_sets
 from embedtune.evaluation.neighbours import nearest_passages, neighbour_facts
 from embedtune.evaluation.sizes import quality_by_size
+from embedtune.loading import tokenize
+from embedtune.measuring import dev_task, embed, evaluate, held_out_task
 from embedtune.models.adapters import make_trainable
 from embedtune.models.blend import blended
 from embedtune.models.encoder import Encoder
-from embedtune.stages import build_trainer, dev_task, embed, evaluate, held_out_task, tokenize
+from embedtune.trainer import build_trainer
 from embedtune.training.plan import default_lr
 
 

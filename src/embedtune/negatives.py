@@ -46,7 +46,8 @@ def mine_file(
         model: `base` is the model to mine with.
         data: the pairs; of its fields those about cutting splits have no part in it.
         mining: what to mine.
-        out: `.jsonl` or `.jsonl.gz`, with the columns id, anchor, positive, negative_1 ...
+        out: `.jsonl` or `.jsonl.gz`, with the columns id, anchor, positive, negative_1 ... and, of a judge, scores: its
+            logits of the positive and of each negative in order, which `train` takes for a teacher's.
         seed: of what is drawn.
         reporter: is told how it goes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from embedtune.data.prepare import prepare
 from embedtune.data.split import write_pairs
 from embedtune.errors import OutputError
 from embedtune.mining.mine import Mined
+from embedtune.paths import expanded
 from embedtune.progress import Reporter, SilentReporter
 
 ENDINGS = (".jsonl", ".jsonl.gz")
@@ -84,7 +86,7 @@ def check_place(out: Path, data: DataConfig) -> None:
     if out.is_dir():
         raise OutputError(f"--out {out} is a folder, expected a file.\nType:  --out {out / 'mined.jsonl'}")
     for given in (data.train, data.test, data.dev):
-        if given and out.exists() and Path(given).expanduser().exists() and out.samefile(Path(given).expanduser()):
+        if given and out.exists() and os.path.exists(expanded(given)) and out.samefile(expanded(given)):
             raise OutputError(f"--out {out} is a file to read from; expected another one, as it would be replaced.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.files import Record, iter_records
 from embedtune.errors import DataError, brief
+from embedtune.paths import expanded
 
 Replaced = dict[tuple[int, int], int]
 """(query id, passage id) of rows whose passage does not answer the question, to the passage id that does."""
@@ -42,7 +42,7 @@ def read_labels(source: str) -> list[Label]:
     Raises:
         DataError: the file can't be read, lacks one of the columns, or has a label that isn't known.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     labels = []
     for record in iter_records(path):
         given = _text(record, "label", path).strip().lower()

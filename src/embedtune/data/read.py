@@ -34,6 +34,7 @@ from embedtune.data.lines import bare_suffix, no_such_file, text_lines
 from embedtune.data.scores import scoring
 from embedtune.data.table import Columns, Row, Split, Table, known_splits
 from embedtune.errors import DataError
+from embedtune.paths import expanded
 
 __all__ = ["Columns", "Row", "Split", "Table", "available_splits", "read", "read_passages", "stream_passages"]
 
@@ -59,7 +60,7 @@ def read(source: str, *, columns: Columns = BY_NAME, split: Split = "train") -> 
         DataError: the source can't be found or read, or its columns aren't recognised.
     """
     kind = _kind(source)
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if kind == "folder":
         return corpora.read_beir(path, source, split)
     if kind == "hub":
@@ -82,7 +83,7 @@ def available_splits(source: str) -> frozenset[str]:
     """
     kind = _kind(source)
     if kind == "folder":
-        return known_splits(corpora.beir_splits(Path(os.path.expanduser(source))))
+        return known_splits(corpora.beir_splits(expanded(source)))
     if kind == "hub":
         return known_splits(hub.load_splits(source))
     return frozenset()
@@ -120,7 +121,7 @@ def stream_passages(source: str, *, column: str | None = None) -> Iterator[objec
 
 
 def _passages(source: str, column: str | None, *, recognised_by: int | None) -> Iterator[object]:
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     suffix = bare_suffix(path.name)
     if suffix == ".txt" and os.path.exists(path) and not os.path.isdir(path):
         return _text_passages(path)
@@ -155,7 +156,7 @@ def _kind(source: str) -> _Kind:
     Raises:
         DataError: it is none of them.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if os.path.isdir(path):
         if not corpora.is_beir(path):
             raise corpora.not_beir(path)

@@ -34,6 +34,7 @@ from embedtune.data.read import read, read_passages
 from embedtune.errors import DataError, brief, quoted
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.run import RetrievalTask, retrieval_task
+from embedtune.paths import expanded
 
 _FOLDER = Path(__file__).parent
 
@@ -85,7 +86,7 @@ def read_set(source: str, *, name: str) -> GeneralSet:
     Raises:
         DataError: It can't be read, or is neither, with the columns that were found.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     records = _records(path)
     names = column_names(records)
     first, second = find_column(names, FIRST_NAMES), find_column(names, SECOND_NAMES)

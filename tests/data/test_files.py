@@ -104,7 +104,7 @@ def test_deep_json_and_endless_numbers(tmp_path: Path) -> None:
 
 
 def test_json_lines_under_a_json_name(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(GOOD_LINE + b"\n" + GOOD_LINE)
+    (tmp_path / "a.json").write_bytes(GOOD_LINE + b"\n" + GOOD_LINE.replace(b'"q"', b'"r"'))
     records = read_records(tmp_path / "a.json")
     assert [record.origin for record in records] == ["a.json:1", "a.json:3"]
 

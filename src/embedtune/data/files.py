@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from embedtune.data.lines import bare_suffix, open_bytes, text_lines, whole_text
+from embedtune.data.records import Record, SharedTexts, shared
 from embedtune.errors import DataError, brief
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -26,7 +27,7 @@ KNOWN_SUFFIXES = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, each also with 
 MAX_FIELD_CHARACTERS = 10_000_000
 """Longest CSV field; a quote that is never closed would otherwise swallow the rest of the file."""
 MAX_ROWS = 10_000_000
-"""Rows that are read at once, as pairs are: ten million short ones take about 8 GB."""
+"""Rows that are read at once, as pairs are: ten million short ones, all distinct, take about 6 GB."""
 MAX_ROWS_PER_BYTE = 10
 """A Parquet file with more than `MAX_ROWS`, and more than so many in each of its bytes, is not streamed either."""
 PARQUET_BATCH = 64
@@ -35,22 +36,20 @@ PARQUET_BUFFER = 2**20
 """Bytes of a Parquet column read at a time; by default it is all that a row group has, often the whole file."""
 
 
-class Record(NamedTuple):
-    """One object of a file: a JSON object, or a line under its header."""
+def parse_json(text: str, path: Path, line: int = 1, *, texts: SharedTexts | None = None) -> object:
+    """The JSON value that `text` holds.
 
-    origin: str
-    """Where it stands: `train.jsonl:17`."""
-    fields: dict[str, object]
-
-
-def parse_json(text: str, path: Path, line: int = 1) -> object:
-    """The JSON value that `text` holds; `line` is the number of its first line in the file.
+    Args:
+        text: to be parsed.
+        path: where it is from.
+        line: number of its first line in the file.
+        texts: through which equal texts become one.
 
     Raises:
         DataError: it isn't JSON, or is nested too deeply to be parsed.
     """
     try:
-        value: object = json.loads(text)
+        value: object = json.loads(text, object_pairs_hook=None if texts is None else texts.fields)
     except json.JSONDecodeError as error:
         where = f"'{path}', line {line + error.lineno - 1}"
         raise DataError(
@@ -93,8 +92,8 @@ def load_json(path: Path) -> object:
     text = whole_text(path)
     first = re.search(r"\S[^\n]*", text)
     if first and re.compile(r"\S").search(text, first.end()) and _is_json_object(first[0]):
-        return list(json_lines(path))
-    return parse_json(text, path)
+        return list(shared(json_lines(path)))
+    return parse_json(text, path, texts=SharedTexts())
 
 
 def _is_json_object(line: str) -> bool:
@@ -254,24 +253,17 @@ def _seekable(stream: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a tabular file.
+    """All records of a tabular file, equal texts once in memory.
 
     Raises:
         DataError: the suffix isn't known, the file is broken, or it has no rows or more than `MAX_ROWS`.
     """
     records: list[Record] = []
-    before: dict[str, object] = {}
-    for record in iter_records(path):
+    for record in shared(iter_records(path)):
         if len(records) == MAX_ROWS:
             raise DataError(
                 f"'{path}' has more than {MAX_ROWS:,} rows, which are held in memory at once. Give a sample of them."
             )
-        fields = record.fields
-        for name, value in fields.items():
-            # A text that row after row has, such as a passage with its questions, is in memory once.
-            if value == before.get(name) and isinstance(value, str):
-                fields[name] = before[name]
-        before = fields
         records.append(record)
     return records
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, Pairs
-from embedtune.data.files import Record, iter_records
+from embedtune.data.files import iter_records
+from embedtune.data.records import Record
 from embedtune.errors import DataError, brief
 from embedtune.paths import expanded
 

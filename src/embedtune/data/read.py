@@ -22,7 +22,6 @@ from embedtune.data.columns import (
 from embedtune.data.files import (
     KNOWN_SUFFIXES,
     SUFFIXES,
-    Record,
     iter_records,
     json_records,
     load_json,
@@ -31,6 +30,7 @@ from embedtune.data.files import (
     require_rows,
 )
 from embedtune.data.lines import bare_suffix, no_such_file, text_lines
+from embedtune.data.records import Record, SharedTexts, drained, shared
 from embedtune.data.scores import scoring
 from embedtune.data.table import Columns, Row, Split, Table, known_splits
 from embedtune.errors import DataError
@@ -101,7 +101,7 @@ def read_passages(source: str, *, column: str | None = None) -> list[object]:
     Raises:
         DataError: the source can't be found or read, has no passages, or its column isn't recognised.
     """
-    return list(_passages(source, column, recognised_by=None))
+    return list(map(SharedTexts().share, _passages(source, column, recognised_by=None)))
 
 
 def stream_passages(source: str, *, column: str | None = None) -> Iterator[object]:
@@ -144,7 +144,7 @@ def _passages(source: str, column: str | None, *, recognised_by: int | None) -> 
             return iter(corpora.llamaindex_corpus(content, path))
         records = iter(require_rows(json_records(content, path), path))
     else:
-        records = iter_records(path)
+        records = iter_records(path) if recognised_by is not None else shared(iter_records(path))
     first = list(islice(records, recognised_by))
     columns = _passage_columns(column_names(first), column, source)
     return _cells(chain(first, records), columns)
@@ -187,7 +187,7 @@ def _table(records: list[Record], asked: Columns, source: str) -> Table:
 def _table_of(records: list[Record], columns: Columns, names: list[str], asked: Columns, source: str) -> Table:
     found = scoring(records, columns, source, given=asked.score is not None)
     return Table(
-        rows=rows_of(records, columns, names, found.values),
+        rows=rows_of(drained(records), columns, names, found.values),
         source=source,
         columns=columns,
         graded=found.kind == "grades",
@@ -203,7 +203,7 @@ def _hub_table(source: str, asked: Columns, split: Split) -> Table:
     # Only what is needed is decoded: hub data sets may carry images, or embeddings of every row.
     scored = (columns.score, *columns.teacher)
     needed = dict.fromkeys((columns.anchor, columns.positive, *columns.negatives, *scored, *id_columns(names)))
-    records = list(hub.dataset_records(dataset, [name for name in needed if name is not None], source))
+    records = list(shared(hub.dataset_records(dataset, [name for name in needed if name is not None], source)))
     return _table_of(records, columns, names, asked, source)
 
 

@@ -28,9 +28,10 @@ from embedtune.data.columns import (
     listed,
 )
 from embedtune.data.corpora import is_llamaindex
-from embedtune.data.files import SUFFIXES, Record, json_records, load_json, read_records
+from embedtune.data.files import SUFFIXES, json_records, load_json, read_records
 from embedtune.data.lines import bare_stem, bare_suffix
 from embedtune.data.read import read, read_passages
+from embedtune.data.records import Record
 from embedtune.errors import DataError, brief, quoted
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.run import RetrievalTask, retrieval_task

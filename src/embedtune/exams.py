@@ -17,6 +17,7 @@ from embedtune.data.collection import Collection, Pairs
 from embedtune.data.split import connected_groups
 from embedtune.evaluation.forgetting import forgetting_facts, measure, texts_in
 from embedtune.evaluation.general import GeneralSet
+from embedtune.evaluation.questions import first_row_ids
 from embedtune.evaluation.run import Evaluation, RetrievalTask, retrieval_task
 from embedtune.evaluation.similarity import Similarity, compare_similarity, measure_similarity, texts_in_pairs
 from embedtune.facts import graded_facts, task_facts
@@ -68,7 +69,7 @@ def set_exam(collection: Collection, pairs: Pairs, reporter: Reporter, *, seed: 
     if collection.graded:
         return GradedExam(collection, pairs, seed)
     task = retrieval_task(collection, pairs.query_ids, np.arange(len(collection.passages)))
-    return RetrievalExam(collection, task, stages.evaluate_bm25(task, collection, reporter), seed)
+    return RetrievalExam(collection, pairs, task, stages.evaluate_bm25(task, collection, reporter), seed)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class RetrievalExam:
     """Questions asked of a corpus."""
 
     collection: Collection
+    pairs: Pairs
     task: RetrievalTask
     bm25: Evaluation
     seed: int
@@ -96,7 +98,10 @@ class RetrievalExam:
         return examine(encoder, self.task, texts, sets, reporter, label=label, seed=self.seed, sizes=sizes)
 
     def assess(self, models: Mapping[str, Examination[Evaluation]], further: Mapping[str, Evaluation]) -> Assessment:
-        return assess(self.collection, self.task, models, bm25=self.bm25, further=further, seed=self.seed)
+        row_ids = first_row_ids(self.pairs)
+        return assess(
+            self.collection, self.task, models, bm25=self.bm25, further=further, row_ids=row_ids, seed=self.seed
+        )
 
     def facts(self, texts: stages.Texts, encoder: Encoder) -> dict[str, Any]:
         return task_facts(self.task, texts, encoder)

@@ -17,6 +17,7 @@ from embedtune.data.read import read, read_passages
 from embedtune.data.trainable import check_graded
 from embedtune.errors import ConfigError, OutputError
 from embedtune.evaluation.general import general_sets
+from embedtune.evaluation.questions import write_questions
 from embedtune.evaluation.suspects import write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import write_json
@@ -33,6 +34,8 @@ class EvalOutput:
     """JSON."""
     suspects: Path | None = None
     """Suspected label errors, as JSON Lines."""
+    questions: Path | None = None
+    """What each question got, as JSON Lines."""
 
     def check(self) -> None:
         """Whether they can be written, as far as their folders tell.
@@ -40,7 +43,7 @@ class EvalOutput:
         Raises:
             OutputError: a folder does not exist, or is where a file should be.
         """
-        for option, path in (("out", self.results), ("suspects", self.suspects)):
+        for option, path in (("out", self.results), ("suspects", self.suspects), ("questions", self.questions)):
             if path is not None and not path.absolute().parent.is_dir():
                 raise OutputError(f"--{option} {path}: its folder {path.absolute().parent} does not exist.")
             if path is not None and path.is_dir():
@@ -82,6 +85,8 @@ def evaluate_models(
     collection, test = _test_rows(data, reporter)
     if collection.graded and out.suspects is not None:
         raise ConfigError(f"--suspects {out.suspects}: the pairs are graded, so no label can be wrong. Leave it out.")
+    if collection.graded and out.questions is not None:
+        raise ConfigError(f"--questions {out.questions}: the pairs are graded, so nothing is asked. Leave it out.")
     sets = general_sets(forgetting) if against else []
     others = stages.check_loadable(stages.other_models(model, against))
     encoder = stages.load(model, reporter)
@@ -115,6 +120,8 @@ def evaluate_models(
     )
     if out.suspects is not None and found.suspects is not None:
         write_suspects(out.suspects, found.suspects)
+    if out.questions is not None and found.questions is not None:
+        write_questions(out.questions, found.questions)
     if out.results is not None:
         write_json(out.results, results)
     return results

@@ -16,6 +16,7 @@ from embedtune.data.prepare import prepare, write_splits
 from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending
 from embedtune.evaluation.general import general_sets
+from embedtune.evaluation.questions import write_questions
 from embedtune.evaluation.suspects import write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
@@ -173,6 +174,8 @@ def _train(
     )
     if found.suspects is not None:
         write_suspects(folder.suspects, found.suspects)
+    if found.questions is not None:
+        write_questions(folder.questions, found.questions)
     write_json(folder.results, results)
     write_cards(results, config, encoder, folder)
     write_text(folder.report, build_html(results, folder.root))

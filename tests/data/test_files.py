@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embedtune.data.files import MAX_FIELD_CHARACTERS, csv_records, read_records
+from embedtune.data.csv_files import MAX_FIELD_CHARACTERS, csv_records
+from embedtune.data.files import read_records
 from embedtune.data.lines import bare_stem, bare_suffix
 from embedtune.errors import DataError
 

@@ -16,7 +16,7 @@ import pytest
 from embedtune.data import columns, records
 from embedtune.data.clean import CollectionBuilder
 from embedtune.data.columns import column_names, resolve_columns, rows_of
-from embedtune.data.files import json_lines
+from embedtune.data.json_files import json_lines
 from embedtune.data.read import read, read_passages
 from embedtune.data.table import Columns
 

@@ -17,10 +17,10 @@ from scipy.special import expit
 from torch import Tensor
 
 from embedtune.config import MiningConfig
-from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.near import NearDuplicates
 from embedtune.data.prepare import Splits
+from embedtune.data.spelling import text_key
 from embedtune.mining import candidates, mine, scores
 from embedtune.mining.filters import REASONS
 from embedtune.mining.mine import Mined

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.files import iter_records
 from embedtune.data.records import Record
+from embedtune.data.spelling import text_key
 from embedtune.errors import DataError, brief
 from embedtune.paths import expanded
 
@@ -79,7 +79,7 @@ def _text(record: Record, name: str, path: Path) -> str:
 def apply_labels(labels: Sequence[Label], collection: Collection) -> Replaced:
     """Adds the candidates to the passages that answer their query, and takes out the positives that don't.
 
-    The texts are found by their `clean.text_key`.
+    The texts are found by their `spelling.text_key`.
 
     Returns:
         What to change in the rows, with `relabelled`.

@@ -23,13 +23,12 @@ from embedtune.data.files import (
     KNOWN_SUFFIXES,
     SUFFIXES,
     iter_records,
-    json_records,
-    load_json,
-    parquet_columns,
     read_records,
     require_rows,
 )
+from embedtune.data.json_files import json_records, load_json
 from embedtune.data.lines import bare_suffix, no_such_file, text_lines
+from embedtune.data.parquet_files import parquet_columns
 from embedtune.data.records import Record, SharedTexts, drained, shared
 from embedtune.data.scores import scoring
 from embedtune.data.table import Columns, Row, Split, Table, known_splits

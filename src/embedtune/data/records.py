@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+MAX_ROWS = 10_000_000
+"""Rows that are read at once, as pairs are: ten million short ones, all distinct, take about 6 GB."""
 RECENT = 65_536
 """Distinct records among which an equal one is looked for. What a gzipped file repeats lies within its last 32 kB."""
 _PLAIN = {str, int, float, bool, type(None)}

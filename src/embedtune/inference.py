@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from embedtune.evaluation.suspects import write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import write_json
 from embedtune.facts import hub_revisions
+from embedtune.paths import expanded
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import build_results, environment
 
@@ -37,19 +39,29 @@ class EvalOutput:
     questions: Path | None = None
     """What each question got, as JSON Lines."""
 
-    def check(self) -> None:
-        """Whether they can be written, as far as their folders tell.
+    def check(self, data: DataConfig) -> None:
+        """Whether they can be written, as far as their folders tell, and nothing that is read would be lost.
 
         Raises:
-            OutputError: a folder does not exist, or is where a file should be.
+            OutputError: a folder does not exist, or is where a file should be, or a file is read or written twice.
         """
-        for option, path in (("out", self.results), ("suspects", self.suspects), ("questions", self.questions)):
+        files = (("out", self.results), ("suspects", self.suspects), ("questions", self.questions))
+        read_from = [expanded(source) for source in (data.test, data.corpus, data.labels) if source]
+        taken = [path for path in read_from if os.path.isfile(path)]
+        for option, path in files:
+            if path is not None and any(_same_file(path, other) for other in taken):
+                raise OutputError(f"--{option} {path} is another file of this command; expected one of its own.")
+            taken += [path] if path is not None else []
             if path is not None and not path.absolute().parent.is_dir():
                 raise OutputError(f"--{option} {path}: its folder {path.absolute().parent} does not exist.")
             if path is not None and path.is_dir():
                 raise OutputError(
                     f"--{option} {path} is a folder, expected a file.\nType:  --{option} {path / option}.json"
                 )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.absolute() == other.absolute() or (one.exists() and other.exists() and one.samefile(other))
 
 
 def evaluate_models(
@@ -79,7 +91,7 @@ def evaluate_models(
         UserError: the data, a model or an output file can't be used.
     """
     reporter, out = reporter or SilentReporter(), out or EvalOutput()
-    out.check()
+    out.check(data)
     if forgetting and not against:
         raise ConfigError("--forgetting compares two models.\nType:  --against MODEL --forgetting FILE")
     collection, test = _test_rows(data, reporter)

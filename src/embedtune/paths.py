@@ -22,9 +22,9 @@ def expanded(name: str | Path) -> Path:
     except ValueError:  # a NUL or half a character, which no path has
         path = str(name)
     if path.startswith("~") and not os.path.lexists(path):
-        user = path.partition("/")[0]
+        user, shown = path.partition("/")[0], brief(path, 300)
         raise ConfigError(
-            f"'{brief(path, 300)}': no home folder is known for '{brief(user)}'; expected ~/ for your own, or ~USER/ "
-            f"for that of a user of this machine.\nType the whole path; for a name that begins with ~, type:  ./{path}"
+            f"'{shown}': no home folder is known for '{brief(user)}'; expected ~/ for your own, or ~USER/ "
+            f"for that of a user of this machine.\nType the whole path; for a name that begins with ~, type:  ./{shown}"
         )
     return Path(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,6 +122,15 @@ def test_rows_are_those_that_reading_without_sharing_gives(
         assert [replace(row, origin="") for row in read(str(path)).rows] == [
             replace(row, origin="") for row in expected
         ]
+
+
+def test_numbers_with_equal_hashes_take_no_longer(tmp_path: Path) -> None:
+    """Python hashes a whole number by what it leaves over 2**61 - 1: these would all be looked for in one place."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"question": "q", "passage": "p", "n": n * (2**61 - 1)} for n in range(16_000)]))
+    begin = time.process_time()
+    assert len(read(str(path)).rows) == 16_000
+    assert time.process_time() - begin < 5
 
 
 def test_memory_grows_with_distinct_texts(tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def test_eval_writes_them(st_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert "--questions" in capsys.readouterr().err
 
 
+def test_nothing_that_is_read_is_written_over(
+    st_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("test.jsonl", "corpus.jsonl", "labels.jsonl")
+    for name in names:
+        Path(name).write_text('{"question": "ba dor?", "passage": "kefin ligal", "label": "also"}\n')
+    Path("link.jsonl").symlink_to("labels.jsonl")
+    command = ["eval", str(st_folder), "--test", names[0], "--corpus", names[1], "--labels", names[2]]
+    outs = [("--out", "./test.jsonl"), ("--questions", str(tmp_path / "corpus.jsonl")), ("--suspects", "link.jsonl")]
+    for option, file in outs:
+        assert main([*command, option, file]) == 2
+        assert f"{option} {Path(file)} is another file of this command" in capsys.readouterr().err
+    assert main([*command, "--questions", "new.jsonl", "--out", "new.jsonl"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["link.jsonl", *names])
+    assert all('"also"' in Path(name).read_text() for name in names)
+
+
 def test_graded_pairs_have_none(st_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = tmp_path / "test.jsonl"
     rows = [{"sentence1": f"ba{n}", "sentence2": f"kefin {n}", "score": n / 30} for n in range(30)]

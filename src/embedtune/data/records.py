@@ -47,7 +47,8 @@ def shared(records: Iterable[Record]) -> Iterator[Record]:
         if not _PLAIN.issuperset(kinds):
             yield Record(record.origin, fields)
             continue
-        key = (*fields, *kinds, *fields.values())
+        # Numbers as text: their hashes can be made to collide, those of texts are salted.
+        key = (*fields, *kinds, *(value if type(value) is str else repr(value) for value in fields.values()))
         known = recent.get(key)
         if known is None:
             if len(recent) == RECENT:

@@ -69,6 +69,7 @@ def test_a_run_learns_the_order_of_the_grades_and_says_nothing_of_search(config:
     assert data["test_pairs"] == len((out / "splits" / "test.jsonl").read_text().splitlines())
     assert "test_queries" not in data
     assert not (out / "suspects.jsonl").exists()
+    assert not (out / "questions.jsonl").exists()
     assert [one["name"] for one in results["forgetting"]["sets"]] == ["everyday sentences", "general knowledge"]
     saved = load_toml(out / "config.toml")
     assert (saved.loss.loss, saved.training.metric) == ("cosent", "spearman")

@@ -74,6 +74,11 @@ def test_leaves_the_folder_of_the_contract(config: TrainConfig) -> None:
         assert differences["mrr@10"]["mean"] == pytest.approx(results["tuned"]["mrr@10"] - results[system]["mrr@10"])
     assert set(results["delta_to"]) == {"bm25", "hybrid"}
     assert results["test"]["groups"] < results["data"]["test_queries"]
+    asked = [json.loads(line) for line in (out / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({line["group"] for line in asked}) == results["test"]["groups"]
+    assert np.mean([line["ndcg@10"]["tuned"] for line in asked]) == pytest.approx(results["tuned"]["ndcg@10"], abs=1e-6)
+    tested = [json.loads(line) for line in (out / "splits" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {(line["id"], line["query"]) for line in asked} <= {(row["id"], row["anchor"]) for row in tested}
     assert results["further"] == []
     assert results["delta"]["ndcg@10"]["mean"] == pytest.approx(
         results["tuned"]["ndcg@10"] - results["base"]["ndcg@10"]

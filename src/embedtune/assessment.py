@@ -16,6 +16,7 @@ from embedtune.evaluation.analysis import analyse
 from embedtune.evaluation.forgetting import SetScores, forgetting_facts, measure, texts_in
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.neighbours import Neighbours, nearest_passages, neighbour_facts
+from embedtune.evaluation.questions import question_scores
 from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles, compare, evaluate_hybrid
 from embedtune.evaluation.similarity import Similarity
 from embedtune.evaluation.sizes import quality_by_size, variants
@@ -53,6 +54,8 @@ class Assessment:
     sections: dict[str, Any]
     suspects: list[Suspect] | None = field(default_factory=list)
     """None where no label could be wrong: pairs have grades."""
+    questions: list[dict[str, Any]] | None = None
+    """From `question_scores`; None where nothing is searched."""
 
 
 def examine(
@@ -98,6 +101,7 @@ def assess(
     *,
     bm25: Evaluation,
     further: Mapping[str, Evaluation],
+    row_ids: Mapping[int, str],
     seed: int,
 ) -> Assessment:
     """Everything that is said of a model on held-out questions.
@@ -108,6 +112,7 @@ def assess(
         models: by the key that they have in `results.json`: the reference, if there is one, and then the judged model.
         bm25: word search on the task.
         further: other models on the task, by name.
+        row_ids: of each query id, from `first_row_ids`.
         seed: of the resampling.
     """
     *references, judged = models
@@ -127,6 +132,7 @@ def assess(
         delta=delta,
         sections={**comparisons(subject, beside, further, groups_Q=groups_Q, seed=seed), **analysis},
         suspects=suspects,
+        questions=question_scores(collection, task, evaluations, row_ids),
     )
 
 

@@ -14,6 +14,7 @@ import tomli_w
 
 from embedtune.config import TrainConfig
 from embedtune.errors import ConfigError, brief, quoted
+from embedtune.paths import expanded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,7 +105,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:
             # One beyond all floats stays as it is, and is refused as too large.
             return float(value) if abs(value) <= sys.float_info.max else value
         if option is Path and isinstance(value, str):
-            return Path(value)
+            return expanded(value)
         if typing.get_origin(option) is tuple and _is_list_of(typing.get_args(option)[0], value):
             return tuple(value)
         if typing.get_origin(option) is Literal or (isinstance(option, type) and type(value) is option):

@@ -15,6 +15,7 @@ from embedtune.errors import DataError, quoted
 from embedtune.export.vectors import check_place, writing
 from embedtune.loading import load
 from embedtune.models.encoder import Encoder, Role
+from embedtune.paths import expanded
 from embedtune.progress import Reporter, SilentReporter
 
 CHUNK_TEXTS = 16_384
@@ -63,7 +64,7 @@ def encode_file(
     reporter = reporter or SilentReporter()
     check_place(out)
     # A pipe can't be read twice.
-    total = None if Path(source).expanduser().is_fifo() else _count(_texts(source, column), reporter)
+    total = None if expanded(source).is_fifo() else _count(_texts(source, column), reporter)
     encoder = load(model, reporter)
     size, done = encoder.embedding_size, 0
     chunks = _chunks(_texts(source, column), encoder, role)

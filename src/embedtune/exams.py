@@ -18,6 +18,7 @@ from embedtune.data.split import connected_groups
 from embedtune.data.tokens import Texts
 from embedtune.evaluation.forgetting import forgetting_facts, measure, texts_in
 from embedtune.evaluation.general import GeneralSet
+from embedtune.evaluation.questions import first_row_ids
 from embedtune.evaluation.run import Evaluation, RetrievalTask, retrieval_task
 from embedtune.evaluation.similarity import Similarity, compare_similarity, measure_similarity, texts_in_pairs
 from embedtune.facts import graded_facts, task_facts
@@ -69,7 +70,7 @@ def set_exam(collection: Collection, pairs: Pairs, reporter: Reporter, *, seed: 
     if collection.graded:
         return GradedExam(collection, pairs, seed)
     task = retrieval_task(collection, pairs.query_ids, np.arange(len(collection.passages)))
-    return RetrievalExam(collection, task, measuring.evaluate_bm25(task, collection, reporter), seed)
+    return RetrievalExam(collection, pairs, task, measuring.evaluate_bm25(task, collection, reporter), seed)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class RetrievalExam:
     """Questions asked of a corpus."""
 
     collection: Collection
+    pairs: Pairs
     task: RetrievalTask
     bm25: Evaluation
     seed: int
@@ -97,7 +99,10 @@ class RetrievalExam:
         return examine(encoder, self.task, texts, sets, reporter, label=label, seed=self.seed, sizes=sizes)
 
     def assess(self, models: Mapping[str, Examination[Evaluation]], further: Mapping[str, Evaluation]) -> Assessment:
-        return assess(self.collection, self.task, models, bm25=self.bm25, further=further, seed=self.seed)
+        row_ids = first_row_ids(self.pairs)
+        return assess(
+            self.collection, self.task, models, bm25=self.bm25, further=further, row_ids=row_ids, seed=self.seed
+        )
 
     def facts(self, texts: Texts, encoder: Encoder) -> dict[str, Any]:
         return task_facts(self.task, texts, encoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from embedtune.data.read import read, read_passages
 from embedtune.data.trainable import check_graded
 from embedtune.errors import ConfigError, OutputError
 from embedtune.evaluation.general import general_sets
+from embedtune.evaluation.questions import write_questions
 from embedtune.evaluation.suspects import write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import write_json
 from embedtune.facts import hub_revisions
 from embedtune.loading import check_loadable, load, other_models, tokenize
 from embedtune.measuring import evaluate_others
+from embedtune.paths import expanded
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.results import build_results, environment
 
@@ -34,20 +37,32 @@ class EvalOutput:
     """JSON."""
     suspects: Path | None = None
     """Suspected label errors, as JSON Lines."""
+    questions: Path | None = None
+    """What each question got, as JSON Lines."""
 
-    def check(self) -> None:
-        """Whether they can be written, as far as their folders tell.
+    def check(self, data: DataConfig) -> None:
+        """Whether they can be written, as far as their folders tell, and nothing that is read would be lost.
 
         Raises:
-            OutputError: a folder does not exist, or is where a file should be.
+            OutputError: a folder does not exist, or is where a file should be, or a file is read or written twice.
         """
-        for option, path in (("out", self.results), ("suspects", self.suspects)):
+        files = (("out", self.results), ("suspects", self.suspects), ("questions", self.questions))
+        read_from = [expanded(source) for source in (data.test, data.corpus, data.labels) if source]
+        taken = [path for path in read_from if os.path.isfile(path)]
+        for option, path in files:
+            if path is not None and any(_same_file(path, other) for other in taken):
+                raise OutputError(f"--{option} {path} is another file of this command; expected one of its own.")
+            taken += [path] if path is not None else []
             if path is not None and not path.absolute().parent.is_dir():
                 raise OutputError(f"--{option} {path}: its folder {path.absolute().parent} does not exist.")
             if path is not None and path.is_dir():
                 raise OutputError(
                     f"--{option} {path} is a folder, expected a file.\nType:  --{option} {path / option}.json"
                 )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.absolute() == other.absolute() or (one.exists() and other.exists() and one.samefile(other))
 
 
 def evaluate_models(
@@ -77,12 +92,14 @@ def evaluate_models(
         UserError: the data, a model or an output file can't be used.
     """
     reporter, out = reporter or SilentReporter(), out or EvalOutput()
-    out.check()
+    out.check(data)
     if forgetting and not against:
         raise ConfigError("--forgetting compares two models.\nType:  --against MODEL --forgetting FILE")
     collection, test = _test_rows(data, reporter)
     if collection.graded and out.suspects is not None:
         raise ConfigError(f"--suspects {out.suspects}: the pairs are graded, so no label can be wrong. Leave it out.")
+    if collection.graded and out.questions is not None:
+        raise ConfigError(f"--questions {out.questions}: the pairs are graded, so nothing is asked. Leave it out.")
     sets = general_sets(forgetting) if against else []
     others = check_loadable(other_models(model, against))
     encoder = load(model, reporter)
@@ -116,6 +133,8 @@ def evaluate_models(
     )
     if out.suspects is not None and found.suspects is not None:
         write_suspects(out.suspects, found.suspects)
+    if out.questions is not None and found.questions is not None:
+        write_questions(out.questions, found.questions)
     if out.results is not None:
         write_json(out.results, results)
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from embedtune.errors import OutputError
 from embedtune.loading import load, tokenize
 from embedtune.mining.mine import Mined
 from embedtune.mining.with_encoder import mine_negatives
+from embedtune.paths import expanded
 from embedtune.progress import Reporter, SilentReporter
 
 ENDINGS = (".jsonl", ".jsonl.gz")
@@ -47,7 +49,8 @@ def mine_file(
         model: `base` is the model to mine with.
         data: the pairs; of its fields those about cutting splits have no part in it.
         mining: what to mine.
-        out: `.jsonl` or `.jsonl.gz`, with the columns id, anchor, positive, negative_1 ...
+        out: `.jsonl` or `.jsonl.gz`, with the columns id, anchor, positive, negative_1 ... and, of a judge, scores: its
+            logits of the positive and of each negative in order, which `train` takes for a teacher's.
         seed: of what is drawn.
         reporter: is told how it goes.
 
@@ -84,7 +87,7 @@ def check_place(out: Path, data: DataConfig) -> None:
     if out.is_dir():
         raise OutputError(f"--out {out} is a folder, expected a file.\nType:  --out {out / 'mined.jsonl'}")
     for given in (data.train, data.test, data.dev):
-        if given and out.exists() and Path(given).expanduser().exists() and out.samefile(Path(given).expanduser()):
+        if given and out.exists() and os.path.exists(expanded(given)) and out.samefile(expanded(given)):
             raise OutputError(f"--out {out} is a file to read from; expected another one, as it would be replaced.")
 
 

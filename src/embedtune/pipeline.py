@@ -6,11 +6,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from embedtune.assessment import Assessment
 from embedtune.beginnings import begin, claim, take_up
 from embedtune.config import TrainConfig
 from embedtune.durations import parse_seconds
 from embedtune.endings import clear_ending
-from embedtune.evaluation.suspects import Suspect, write_suspects
+from embedtune.evaluation.questions import write_questions
+from embedtune.evaluation.suspects import write_suspects
 from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import data_facts, loss_facts, train_facts
@@ -112,16 +114,18 @@ def _train(
         **found.sections,
         **sections,
     )
-    _write(results, found.suspects, config, encoder, folder)
+    _write(results, found, config, encoder, folder)
     return results
 
 
 def _write(
-    results: dict[str, Any], suspects: list[Suspect] | None, config: TrainConfig, encoder: Encoder, folder: RunFolder
+    results: dict[str, Any], found: Assessment, config: TrainConfig, encoder: Encoder, folder: RunFolder
 ) -> None:
     """The results, and what is made of them for people."""
-    if suspects is not None:
-        write_suspects(folder.suspects, suspects)
+    if found.suspects is not None:
+        write_suspects(folder.suspects, found.suspects)
+    if found.questions is not None:
+        write_questions(folder.questions, found.questions)
     write_json(folder.results, results)
     write_cards(results, config, encoder, folder)
     write_text(folder.report, build_html(results, folder.root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from embedtune.config_file import Config
 from embedtune.data.hub import is_hub_id, pin
 from embedtune.losses.build import ITSELF
 from embedtune.models.encoder import Encoder
+from embedtune.paths import expanded
 from embedtune.training.plan import Plan
 
 
@@ -65,5 +67,5 @@ def resolve(
 
 def _absolute(source: str | None) -> Any:
     """A file or folder by its full path; a hub id, or nothing, as it is."""
-    path = Path(source or "").expanduser()
-    return str(path.absolute()) if source and path.exists() else source
+    path = expanded(source or "")
+    return str(path.absolute()) if source and os.path.exists(path) else source

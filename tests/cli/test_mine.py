@@ -108,9 +108,33 @@ def test_a_judge(pairs: Path, st_folder: Path, tmp_path: Path, make_judge: Calla
     out = tmp_path / "mined.jsonl"
     assert run(pairs, "--base", st_folder, "--out", out, "--judge", make_judge()) == 0
     assert "mean score by the judge" in capsys.readouterr().out
+    assert [list(row)[-1] for row in lines(out)] == ["scores"] * 30
     assert run(pairs, "--base", st_folder, "--out", tmp_path / "other.jsonl", "--judge", st_folder) == 2
     assert "is no cross-encoder" in capsys.readouterr().err
     assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_what_a_judge_said_is_distilled_without_scoring_it_again(
+    pairs: Path, st_folder: Path, tmp_path: Path, make_judge: Callable[..., Path], capsys: Any
+) -> None:
+    """The judge's logits are what the same cross-encoder gives as --teacher."""
+    given = [{**row, "negative_1": "zo zu", "scores": [4.0, 1.0]} for row in lines(pairs)]
+    pairs.write_text("\n".join(map(json.dumps, given)) + "\n", encoding="utf-8")
+    out, judge = tmp_path / "mined.jsonl", make_judge()
+    bounds = ("--max-score-ratio", 1.1, "--hard-negatives", 3)
+    assert run(pairs, "--base", st_folder, "--out", out, "--judge", judge, *bounds) == 0
+    rows = lines(out)
+    assert any(len(row["scores"]) == 5 for row in rows)
+    assert all(len(row["scores"]) == len(row) - 3 for row in rows)
+    train = ["train", str(out), "--base", str(st_folder), "--max-steps", "1", "--distill", "kl"]
+    capsys.readouterr()
+    for folder, options in (("data", []), ("teacher", ["--teacher", str(judge)])):
+        assert main([*train, *options, "--out", str(tmp_path / folder)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "positives are" in line]
+    assert len(told) == 2
+    assert told[0].replace("the data", "IT") == told[1].replace(str(judge), "IT")
+    assert not (tmp_path / "data" / "teacher.safetensors").exists()
+    assert "scores" in lines(tmp_path / "data" / "splits" / "train.jsonl")[0]
 
 
 def test_texts_cannot_write_to_the_terminal(

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedtune.data.clean import CleanRows, CollectionBuilder, text_key
+from embedtune.data.clean import CleanRows, CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.read import read
+from embedtune.data.spelling import text_key
 from embedtune.data.table import Columns, Row, Table
 from embedtune.data.trainable import check_trainable
 from embedtune.errors import DataError

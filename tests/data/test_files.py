@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embedtune.data.files import MAX_FIELD_CHARACTERS, csv_records, read_records
+from embedtune.data.csv_files import MAX_FIELD_CHARACTERS, csv_records
+from embedtune.data.files import read_records
 from embedtune.data.lines import bare_stem, bare_suffix
 from embedtune.errors import DataError
 
@@ -104,7 +105,7 @@ def test_deep_json_and_endless_numbers(tmp_path: Path) -> None:
 
 
 def test_json_lines_under_a_json_name(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(GOOD_LINE + b"\n" + GOOD_LINE)
+    (tmp_path / "a.json").write_bytes(GOOD_LINE + b"\n" + GOOD_LINE.replace(b'"q"', b'"r"'))
     records = read_records(tmp_path / "a.json")
     assert [record.origin for record in records] == ["a.json:1", "a.json:3"]
 

@@ -29,8 +29,8 @@ def make(queries: list[str], passages: list[str]) -> tuple[Collection, Retrieval
     collection = Collection(queries=queries, passages=passages, qrels={i: {i: 1.0} for i in range(number)})
     task = retrieval_task(collection, range(number), range(len(passages)))
     corpus_DD = torch.eye(len(passages))
-    good = evaluate_embeddings(task, corpus_DD[:number], corpus_DD)
-    bad = evaluate_embeddings(task, 1 - corpus_DD[:number], corpus_DD)
+    good = evaluate_embeddings(task, corpus_DD[:number], corpus_DD[task.passage_ids])
+    bad = evaluate_embeddings(task, 1 - corpus_DD[:number], corpus_DD[task.passage_ids])
     return collection, task, {"base": bad, "tuned": good, "bm25": evaluate_bm25(task, collection)}
 
 

@@ -18,7 +18,7 @@ from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles, evaluate_
 
 def scored(task: RetrievalTask, scores: list[list[float]]) -> Evaluation:
     """The evaluation of a system that gives these scores, (Q, D)."""
-    return evaluate_embeddings(task, torch.tensor(scores), torch.eye(len(task.passage_ids)))
+    return evaluate_embeddings(task, torch.tensor(scores), torch.eye(len(task.passage_ids))[task.passage_ids])
 
 
 def cases(

@@ -22,7 +22,7 @@ def random_task(passages: int, seed: int = 0) -> tuple[RetrievalTask, Evaluation
     )
     task = retrieval_task(collection, range(5, 35), range(passages))
     scores_QD = torch.from_numpy(generator.random((30, passages)))
-    return task, evaluate_embeddings(task, scores_QD, torch.eye(passages, dtype=torch.float64))
+    return task, evaluate_embeddings(task, scores_QD, torch.eye(passages, dtype=torch.float64)[task.passage_ids])
 
 
 @pytest.mark.parametrize("passages", [7, 60, 250])
@@ -49,7 +49,7 @@ def test_the_right_passage_is_the_best_ranked_or_else_that_of_the_highest_grade(
     task = retrieval_task(collection, [0, 1], range(150))
     falling = torch.arange(150.0, 0.0, -1).repeat(2, 1)
     falling[0, 3] = 200.0
-    evaluation = evaluate_embeddings(task, falling, torch.eye(150))
+    evaluation = evaluate_embeddings(task, falling, torch.eye(150)[task.passage_ids])
     hits_QK = hits(task, evaluation)
     assert right_passages(task, evaluation, hits_QK).tolist() == [3, 130]
     assert first_ranks(hits_QK).tolist() == [1, NOT_RANKED]

@@ -31,13 +31,13 @@ def task() -> RetrievalTask:
 
 
 @pytest.fixture
-def embeddings() -> tuple[Tensor, Tensor]:
+def embeddings(task: RetrievalTask) -> tuple[Tensor, Tensor]:
     """Queries near their passages; dimensions of different ranges, the first the most telling."""
     generator = torch.Generator().manual_seed(0)
     spread_E = torch.linspace(2.0, 0.2, SIZE)
     corpus_DE = torch.randn(PASSAGES, SIZE, generator=generator) * spread_E + 0.3
     queries_QE = corpus_DE[:QUERIES] + 1.5 * torch.randn(QUERIES, SIZE, generator=generator) * spread_E
-    return functional.normalize(queries_QE, dim=-1), functional.normalize(corpus_DE, dim=-1)
+    return functional.normalize(queries_QE, dim=-1), functional.normalize(corpus_DE, dim=-1)[task.passage_ids]
 
 
 def test_which_sizes_are_tried() -> None:

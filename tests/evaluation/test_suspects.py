@@ -32,7 +32,7 @@ from embedtune.evaluation.suspects import MOST, Suspect, find_suspects, write_su
 
 def scored(task: RetrievalTask, scores: list[list[float]]) -> Evaluation:
     """The evaluation of a system that gives these scores, (Q, D)."""
-    return evaluate_embeddings(task, torch.tensor(scores), torch.eye(len(task.passage_ids)))
+    return evaluate_embeddings(task, torch.tensor(scores), torch.eye(len(task.passage_ids))[task.passage_ids])
 
 
 def suspects_of(
@@ -99,6 +99,7 @@ def test_an_order_by_id_alone_is_no_evidence(collection: Collection) -> None:
 def test_twins_of_which_one_is_labelled_are_suspects() -> None:
     collection = Collection(queries=["q"], passages=["a", "b", "c"], qrels={0: {1: 1.0}})
     task = retrieval_task(collection, [0], range(3))
+    assert task.passage_ids.tolist().index(0) < task.passage_ids.tolist().index(1)
     twins = scored(task, [[0.9, 0.9, 0.1]])
     (suspect,) = suspects_of(collection, task, {"tuned": twins, "base": twins})
     assert (suspect.positive, suspect.candidate, suspect.found_by) == ("b", "a", ("tuned", "base"))
@@ -129,7 +130,7 @@ def test_swapped_labels_come_first_among_many_queries() -> None:
     task, wrong = swapped(retrieval_task(collection, range(number), range(number)), 0.05, seed=0)
     corpus_DE = noisy(torch.zeros(number, 32), 1.0, seed=0)
     evaluations = {
-        name: evaluate_embeddings(task, noisy(corpus_DE, noise, seed), corpus_DE)
+        name: evaluate_embeddings(task, noisy(corpus_DE, noise, seed), corpus_DE[task.passage_ids])
         for name, noise, seed in (("base", 0.18, 1), ("tuned", 0.15, 2), ("bm25", 0.18, 3))
     }
     assert 0.8 < evaluations["base"].means["accuracy@1"] < 0.95
@@ -159,7 +160,9 @@ def test_swapped_labels_of_the_built_in_example_are_found() -> None:
     weights_E = torch.log(len(corpus_DE) / (1 + corpus_DE.sum(dim=0)))
     embed = torch.nn.functional.normalize
     model = evaluate_embeddings(
-        task, embed(hashed_words(collection.queries) * weights_E)[task.query_ids], embed(corpus_DE * weights_E)
+        task,
+        embed(hashed_words(collection.queries) * weights_E)[task.query_ids],
+        embed(corpus_DE * weights_E)[task.passage_ids],
     )
     found = suspects_of(
         collection, task, {"model": model, "bm25": evaluate_bm25(task, collection)}, judged="model", reference=None

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from embedtune.config import MiningConfig
-from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.near import NearDuplicates
 from embedtune.data.prepare import Splits
+from embedtune.data.spelling import text_key
 from embedtune.mining import candidates, mine, scores
 from embedtune.mining.filters import REASONS
 from embedtune.mining.mine import Mined
@@ -298,7 +299,8 @@ def test_a_judge_decides_what_is_refused_and_the_ranking_stays(source: Any, make
 
     links = list(itertools.product(range(len(collection.queries)), range(len(collection.passages))))
     texts = [(collection.queries[query], collection.passages[passage]) for query, passage in links]
-    found: dict[tuple[int, int], float] = dict(zip(links, judge.scores(texts).tolist(), strict=True))
+    said = dict(zip(links, judge.logits(texts).tolist(), strict=True))
+    found = {link: float(expit(logit)) for link, logit in said.items()}
 
     def judged(query: int, passage: int) -> float:
         return found[query, passage]
@@ -310,6 +312,14 @@ def test_a_judge_decides_what_is_refused_and_the_ranking_stays(source: Any, make
     assert {reason: count for reason, count in mined.facts["refused"].items() if count} == +refused
     assert mined.pairs.negative_ids != given.mine(config).pairs.negative_ids
     assert mined.facts["judge"] == {"model": judge.name, "revision": None}
+    train, scores = given.splits.train, mined.pairs.scores
+    assert scores is not None
+    for query, positive, negatives, of_row, compared in zip(
+        train.query_ids.tolist(), train.passage_ids.tolist(), expected, scores, mined.scores, strict=True
+    ):
+        assert of_row == pytest.approx([said[query, passage] for passage in (positive, *negatives)], abs=1e-5)
+        assert compared == pytest.approx(expit(of_row))
+    assert given.mine(config).pairs.scores is None
 
 
 def test_the_bound_is_that_of_the_rows_own_positive() -> None:

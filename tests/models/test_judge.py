@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
 from embedtune.config import ModelConfig
@@ -25,16 +26,26 @@ def load(folder: Path, **options: bool) -> Judge:
     return load_judge(str(folder), device=torch.device("cpu"), **options)
 
 
-def test_scores_are_those_of_the_cross_encoder_from_0_to_1(make_judge: Callable[..., Path], tmp_path: Path) -> None:
+def test_logits_are_those_of_the_cross_encoder_whatever_its_activation(
+    make_judge: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = make_judge()
-    logits = CrossEncoder(str(folder), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
-    expected = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    np.testing.assert_allclose(load(folder).scores(PAIRS), expected, atol=1e-6)
+    expected = CrossEncoder(str(folder), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(load(folder).logits(PAIRS), expected, atol=1e-5)
     assert len(set(expected.round(6))) == 3
-    # As MS MARCO's rerankers are saved, whose own scores are logits.
+    # As MS MARCO's rerankers are saved, whose own scores are logits; the others' are from 0 to 1.
     CrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity()).save_pretrained(str(tmp_path))
-    np.testing.assert_allclose(load(tmp_path).scores(PAIRS), expected, atol=1e-6)
-    assert load(folder).scores([]).shape == (0,)
+    np.testing.assert_allclose(load(tmp_path).logits(PAIRS), expected, atol=1e-5)
+    assert load(folder).logits([]).shape == (0,)
+
+
+def test_what_is_no_number_is_refused(make_judge: Callable[..., Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(make_judge(), tmp_path / "judge")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="gives nan for 'bador kefin' with 'ligal mohem nujin', expected a number"):
+        load(folder).logits(PAIRS)
 
 
 def test_what_is_no_judge_is_refused(make_judge: Callable[..., Path], st_folder: Path, tmp_path: Path) -> None:

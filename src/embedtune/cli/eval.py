@@ -39,6 +39,8 @@ class EvalOptions:
     """File to write the report to, as HTML."""
     suspects: Path | None = None
     """File to write suspected label errors to, as JSON Lines for --labels."""
+    questions: Path | None = None
+    """File to write each question's rank of the first right passage and NDCG@10 to, as JSON Lines."""
     anchor_column: str | None = None
     """Column of the questions, if its name is not recognised."""
     positive_column: str | None = None
@@ -89,13 +91,19 @@ def main(arguments: Sequence[str]) -> None:
         ),
         against=options.against,
         forgetting=options.forgetting,
-        out=EvalOutput(results=options.out, suspects=options.suspects),
+        out=EvalOutput(results=options.out, suspects=options.suspects, questions=options.questions),
         seed=options.seed,
         reporter=console,
     )
     console.comparison(results)
     if options.report is not None:
         write_report(results, options.report, folder=options.report.parent)
-    for what, path in (("results", options.out), ("report", options.report), ("suspects", options.suspects)):
+    written = (
+        ("results", options.out),
+        ("report", options.report),
+        ("suspects", options.suspects),
+        ("questions", options.questions),
+    )
+    for what, path in written:
         if path is not None:
             console.note(f"{what}: {path}")

@@ -29,7 +29,8 @@ class MineOptions:
     train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
     """Question/passage pairs, in any form that `train` reads."""
     out: Path
-    """File to write: .jsonl or .jsonl.gz with id, anchor, positive, negative_1 ..., which `train` reads."""
+    """File to write: .jsonl or .jsonl.gz with id, anchor, positive, negative_1 ... and a judge's scores, which `train`
+    reads."""
     test: str | None = None
     """Pairs to be tested on: what they share with TRAIN is left out, and their passages are never mined."""
     dev: str | None = None

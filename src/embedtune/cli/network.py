@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from embedtune.config import TrainConfig
+from embedtune.paths import expanded
 
 
 def named_sources(config: TrainConfig) -> list[str | None]:
@@ -29,7 +29,7 @@ def use_cache_without_network(*sources: str | None) -> None:
     Args:
         sources: files, folders and hub ids that a command was given; None for those that it was not.
     """
-    if all(Path(source).expanduser().exists() for source in sources if source):
+    if all(os.path.exists(expanded(source)) for source in sources if source):
         return
     if getproxies().keys() & {"http", "https", "all"}:
         return

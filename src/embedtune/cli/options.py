@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from embedtune.config import TrainConfig
 from embedtune.config_file import Config, load_config
+from embedtune.paths import expanded
 
 Options = TypeVar("Options")
 
@@ -22,7 +24,19 @@ def parse(options: type[Options], arguments: Sequence[str], *, command: str, def
     given = {} if default is None else {"default": default}
     prog = f"embedtune {command}"
     parsed: Options = tyro.cli(options, prog=prog, args=list(arguments), config=_STYLE, **given)  # type: ignore[call-overload]
-    return parsed
+    return _with_whole_paths(parsed)
+
+
+def _with_whole_paths(options: Options) -> Options:
+    """The options, of which no path begins with a `~`."""
+    changed: dict[str, Any] = {}
+    for option in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(options, option.name)
+        if isinstance(value, Path):
+            changed[option.name] = expanded(value)
+        elif dataclasses.is_dataclass(value):
+            changed[option.name] = _with_whole_paths(value)
+    return dataclasses.replace(options, **changed)  # type: ignore[type-var]
 
 
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
@@ -36,5 +50,8 @@ def parse_with_file(kind: type[Config], arguments: Sequence[str], *, command: st
     finder.add_argument("--config", type=Path)
     found, others = finder.parse_known_args(list(arguments))
     return parse(
-        kind, others, command=command, default=None if found.config is None else load_config(kind, found.config)
+        kind,
+        others,
+        command=command,
+        default=None if found.config is None else load_config(kind, expanded(found.config)),
     )

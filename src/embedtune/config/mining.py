@@ -29,7 +29,8 @@ class MiningConfig:
     score_margin: float = 0.0
     """With a number above 0, a candidate also has to score that much less than the positive."""
     judge: str | None = None
-    """Hub id or folder of a cross-encoder whose scores (0 to 1) are compared in place of the model's; slower."""
+    """Hub id or folder of a cross-encoder whose scores (0 to 1) are compared in place of the model's; slower. A file of
+    mined pairs has its logits as `scores`, for `train --distill`."""
 
     def __post_init__(self) -> None:
         require_usable(self)

@@ -1,83 +1,22 @@
 """Rows as found to ids into one `Collection`; what can't be used is dropped and counted.
 
-Two texts are one text if they differ only in what a reader does not see: Unicode form, white space,
-zero-width characters. Ids follow that, so "the same passage" never depends on how it was typed.
+Ids follow `spelling.text_key`, so "the same passage" never depends on how it was typed.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.lines import bare_stem
+from embedtune.data.spelling import key_of, spelling
 from embedtune.data.table import Row, Table
 from embedtune.data.trainable import without_negatives
 from embedtune.errors import DataError
-
-# NUL, soft hyphen, zero-width characters, joiners and marks of direction, byte order mark.
-_INVISIBLE = re.compile("[\0\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-
-_FEW_MARKS = 1_000
-"""Combining marks that take no time to sort, wherever they are."""
-
-
-def text_key(text: str) -> str:
-    """What two spellings of one text have in common: NFKC, no invisible characters, white space collapsed."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", _stream_safe(_INVISIBLE.sub("", text)))
-    elif "\0" in text:
-        text = text.replace("\0", "")
-    return " ".join(text.split())
-
-
-def _stream_safe(text: str) -> str:
-    """The text with a grapheme joiner after each 30 combining marks in a row, where it is long enough to matter.
-
-    Normalisation sorts marks, in Python in the square of their number: a line of 1 MB of them takes four minutes, one
-    of 10 MB hours. No language has more than a few on a letter.
-
-    Source: Unicode Standard Annex 15, section 13, "Stream-Safe Text Format".
-    """
-    if len(text) <= _FEW_MARKS:
-        return text
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    if np.count_nonzero(_is_mark()[points]) <= _FEW_MARKS:
-        return text
-    marks = "".join(map(chr, np.flatnonzero(_is_mark())))
-    return re.sub(f"[{marks}]{{30}}(?=[{marks}])", "\\g<0>\u034f", text)
-
-
-@cache
-def _is_mark() -> npt.NDArray[np.bool_]:
-    """For each code point whether it is a combining mark, or becomes marks alone."""
-    is_mark = np.zeros(0x110000, dtype=np.bool_)
-    for point in range(0x300, 0x1F000):  # there are none before and behind
-        is_mark[point] = unicodedata.combining(unicodedata.normalize("NFKD", chr(point))[0])
-    return is_mark
-
-
-def _spelling(text: str) -> str:
-    """The text as kept: stripped; half a surrogate pair, which no tokenizer or file takes, becomes U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.strip()
-
-
-def _key(value: object) -> str | None:
-    """The text key of a value; "" if there is nothing to read, `None` if it isn't text."""
-    if value is None:
-        return ""
-    return text_key(value) if isinstance(value, str) else None
 
 
 @dataclass(kw_only=True)
@@ -106,10 +45,10 @@ class _Texts:
         known = self._ids.get(key)
         if known is not None:
             return known
-        spelling = _spelling(text)
+        kept = spelling(text)
         # One string in memory instead of two where the spelling is its own key, as it mostly is.
-        self._ids[spelling if spelling == key else key] = len(self.texts)
-        self.texts.append(spelling)
+        self._ids[kept if kept == key else key] = len(self.texts)
+        self.texts.append(kept)
         return len(self.texts) - 1
 
     def find(self, key: str) -> int | None:
@@ -185,11 +124,11 @@ class CollectionBuilder:
         """
         self._check_kind(table)
         kept, dropped = _Kept(), Counter[str]()
-        stem = _spelling(bare_stem(table.source))
+        stem = spelling(bare_stem(table.source))
         for number, row in enumerate(table.rows, 1):
             if row.grade == 0 and not table.graded:
                 continue
-            row_id = _spelling(row.id) or f"{stem}-{number:06d}"
+            row_id = spelling(row.id) or f"{stem}-{number:06d}"
             add = self._add_graded if table.graded else self._add_row
             reason = add(row, row_id, kept, dropped)
             if reason is not None:
@@ -212,7 +151,7 @@ class CollectionBuilder:
         """Adds passages to search in that need no question; gives the counts of those dropped."""
         dropped = Counter[str]()
         for passage in passages:
-            key = _key(passage)
+            key = key_of(passage)
             if key and isinstance(passage, str):
                 self._passages.add(key, passage)
             else:
@@ -255,7 +194,7 @@ class CollectionBuilder:
 
         A pair that is there twice is kept twice: it may have two grades, and published test sets are measured so.
         """
-        first, second = _key(row.anchor), _key(row.positive)
+        first, second = key_of(row.anchor), key_of(row.positive)
         if first is None or second is None:
             return "non_string"
         if not (first and second and isinstance(row.anchor, str) and isinstance(row.positive, str)):
@@ -265,7 +204,7 @@ class CollectionBuilder:
 
     def _add_row(self, row: Row, row_id: str, kept: _Kept, dropped: Counter[str]) -> str | None:
         """Keeps the row, or gives the reason why it is dropped."""
-        anchor, positive = _key(row.anchor), _key(row.positive)
+        anchor, positive = key_of(row.anchor), key_of(row.positive)
         if anchor is None or positive is None:
             return "non_string"
         if not anchor or not isinstance(row.anchor, str):
@@ -295,7 +234,7 @@ class CollectionBuilder:
             rows_of_query.setdefault(query_id, []).append(position)
         used = 0
         for row in rows:
-            anchor = _key(row.anchor)
+            anchor = key_of(row.anchor)
             known = self._queries.find(anchor) if anchor else None
             positions = [] if known is None else rows_of_query.get(known, [])
             if not anchor or not positions:
@@ -312,7 +251,7 @@ class CollectionBuilder:
         """The passage ids of a row's negatives, each once, in order, with the teacher's scores."""
         ids: dict[int, float | None] = {}
         for number, negative in enumerate(row.negatives, 1):
-            key = _key(negative)
+            key = key_of(negative)
             if key is None:
                 dropped["non_string_negatives"] += 1
             elif not key or not isinstance(negative, str):

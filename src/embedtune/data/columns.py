@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from embedtune.data.files import Record
+from embedtune.data.records import RECENT, Record
 from embedtune.data.scores import NO_COLUMN, teacher_scores
 from embedtune.data.table import Columns, Row
 from embedtune.errors import DataError, brief
@@ -189,6 +189,8 @@ def rows_of(
 ) -> list[Row]:
     """The rows of the records. A list of questions or of positives makes a row for each of them.
 
+    A record that comes again, as `records.shared` has it, gives the same rows again.
+
     Args:
         records: What the file holds.
         columns: As resolved by `resolve_columns`.
@@ -199,43 +201,46 @@ def rows_of(
         DataError: several questions and several positives in one row make too many; or a teacher's scores are not as
             many as the texts.
     """
-    assert columns.anchor is not None
-    assert columns.positive is not None
     id_column = next(iter(id_columns(names)), None)
     rows: list[Row] = []
+    recent: dict[int, tuple[Record, list[Row]]] = {}
     for number, record in enumerate(records):
-        origin, fields = record
-        cells = [tuple(_several(fields.get(name))) for name in columns.negatives]
-        # A missing cell is no negative; rows may have different numbers of them.
-        negatives = tuple(text for texts in cells for text in texts if text is not None)
-        scores = teacher_scores(record, columns, cells)
-        row_id = _row_id(fields.get(id_column)) if id_column is not None else ""
-        anchors, positives = _several(fields.get(columns.anchor)), _several(fields.get(columns.positive))
-        if min(len(anchors), len(positives)) > 1 and len(anchors) * len(positives) > MAX_COMBINATIONS:
-            raise DataError(
-                f"{origin}: {len(anchors):,} questions in '{brief(columns.anchor)}' and {len(positives):,} passages "
-                f"in '{brief(columns.positive)}' in one row make {len(anchors) * len(positives):,} pairs; expected "
-                f"at most {MAX_COMBINATIONS:,}. Give each question a row with its own passages."
-            )
-        if scores and len(anchors) * len(positives) > 1:
-            raise DataError(
-                f"{origin}: a teacher's scores, and {len(anchors):,} questions with {len(positives):,} passages in one "
-                "row; expected one of each. Give each pair a row with its own scores."
-            )
-        rows.extend(
-            Row(
-                anchor,
-                positive,
-                negatives,
-                grade=1.0 if grades is None else grades[number],
-                scores=scores,
-                id=row_id,
-                origin=origin,
-            )
-            for anchor in anchors
-            for positive in positives
-        )
+        if id(record) not in recent:
+            if len(recent) == RECENT:
+                recent.clear()
+            grade = 1.0 if grades is None else grades[number]
+            # The record is kept beside its rows: another one could get the id of one that is gone.
+            recent[id(record)] = record, _rows(record, columns, id_column, grade)
+        rows += recent[id(record)][1]
     return rows
+
+
+def _rows(record: Record, columns: Columns, id_column: str | None, grade: float) -> list[Row]:
+    assert columns.anchor is not None
+    assert columns.positive is not None
+    origin, fields = record
+    cells = [tuple(_several(fields.get(name))) for name in columns.negatives]
+    # A missing cell is no negative; rows may have different numbers of them.
+    negatives = tuple(text for texts in cells for text in texts if text is not None)
+    scores = teacher_scores(record, columns, cells)
+    row_id = _row_id(fields.get(id_column)) if id_column is not None else ""
+    anchors, positives = _several(fields.get(columns.anchor)), _several(fields.get(columns.positive))
+    if min(len(anchors), len(positives)) > 1 and len(anchors) * len(positives) > MAX_COMBINATIONS:
+        raise DataError(
+            f"{origin}: {len(anchors):,} questions in '{brief(columns.anchor)}' and {len(positives):,} passages "
+            f"in '{brief(columns.positive)}' in one row make {len(anchors) * len(positives):,} pairs; expected "
+            f"at most {MAX_COMBINATIONS:,}. Give each question a row with its own passages."
+        )
+    if scores and len(anchors) * len(positives) > 1:
+        raise DataError(
+            f"{origin}: a teacher's scores, and {len(anchors):,} questions with {len(positives):,} passages in one "
+            "row; expected one of each. Give each pair a row with its own scores."
+        )
+    return [
+        Row(anchor, positive, negatives, grade=grade, scores=scores, id=row_id, origin=origin)
+        for anchor in anchors
+        for positive in positives
+    ]
 
 
 def _several(cell: object) -> list[object]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from embedtune.data.files import SUFFIXES, json_lines
+from embedtune.data.files import SUFFIXES
+from embedtune.data.json_files import json_lines
 from embedtune.data.lines import bare_suffix, text_lines
 from embedtune.data.table import Row, Split, Table, pick_split
 from embedtune.errors import DataError, brief

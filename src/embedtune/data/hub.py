@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from embedtune.data.files import Record
+from embedtune.data.records import Record
 from embedtune.data.table import Split, pick_split
 from embedtune.errors import DataError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, Pairs
-from embedtune.data.files import Record, iter_records
+from embedtune.data.files import iter_records
+from embedtune.data.records import Record
+from embedtune.data.spelling import text_key
 from embedtune.errors import DataError, brief
+from embedtune.paths import expanded
 
 Replaced = dict[tuple[int, int], int]
 """(query id, passage id) of rows whose passage does not answer the question, to the passage id that does."""
@@ -42,7 +43,7 @@ def read_labels(source: str) -> list[Label]:
     Raises:
         DataError: the file can't be read, lacks one of the columns, or has a label that isn't known.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     labels = []
     for record in iter_records(path):
         given = _text(record, "label", path).strip().lower()
@@ -78,7 +79,7 @@ def _text(record: Record, name: str, path: Path) -> str:
 def apply_labels(labels: Sequence[Label], collection: Collection) -> Replaced:
     """Adds the candidates to the passages that answer their query, and takes out the positives that don't.
 
-    The texts are found by their `clean.text_key`.
+    The texts are found by their `spelling.text_key`.
 
     Returns:
         What to change in the rows, with `relabelled`.

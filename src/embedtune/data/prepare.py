@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from embedtune.config import DataConfig
 from embedtune.data.clean import CleanRows, CollectionBuilder
 from embedtune.data.collection import Collection, Pairs
-from embedtune.data.labels import apply_labels, read_labels, relabelled
+from embedtune.data.labels import Replaced, apply_labels, read_labels, relabelled
 from embedtune.data.near import NearDuplicates, find_near_duplicates
 from embedtune.data.read import Columns, Split, Table, available_splits, read, read_passages
 from embedtune.data.split import Leaks, drop_leaks, split_by_passage, write_pairs
@@ -61,36 +62,26 @@ def prepare(config: DataConfig, *, seed: int, cut: bool = True) -> Splits:
     """
     if not config.train:
         raise ConfigError("no training data was given.\nType:  embedtune train PAIRS.jsonl")
-    builder, notes, warnings = CollectionBuilder(), list[str](), list[str]()
-    sources = _sources(config)
-    tables = {split: _add(builder, source, split, config, notes, warnings) for split, source in sources.items()}
-    if builder.collection.graded:
-        refuse_for_graded(config)
-    dropped = Counter({"duplicate_pairs": 0, "leaked_pairs": 0, "near_duplicate_pairs": 0})
-    if config.corpus is not None:
-        dropped.update(builder.add_passages(read_passages(config.corpus)))
-    replaced = {} if config.labels is None else apply_labels(read_labels(config.labels), builder.collection)
-    collection = builder.finish()
-    for table in tables.values():
-        dropped.update(table.dropped)
+    notes, warnings, sources = list[str](), list[str](), _sources(config)
+    tables, collection, replaced, dropped = _read_all(config, sources, notes, warnings)
     near = _near_duplicates(config, [table.pairs for table in tables.values()], collection, notes)
-
+    check_trainable(tables["train"].pairs, collection, config.train)
     train = tables["train"].pairs
-    check_trainable(train, collection, config.train)
     test, dev = (tables[split].pairs if split in tables else train.select([]) for split in ("test", "dev"))
     train, dev, leaks = _without_leaks(train, dev, test, collection, near, dropped)
     if "dev" in sources:
         _require_dev(dev, sources["dev"])
-    held_out = partial(_cut, near=near, seed=seed, sentences=collection.sentences, warnings=warnings)
-    by = f"by {'sentence' if collection.sentences else 'passage'} (seed {seed})"
-    if cut and "test" not in sources:
-        check_trainable(train, collection, config.train)
-        train, test = held_out(train, fraction=config.test_fraction)
-        notes.append(f"test: {len(test):,} pairs cut off {by}")
-    if cut and "dev" not in sources:
-        check_trainable(train, collection, config.train)
-        train, dev = held_out(train, fraction=min(config.dev_fraction, config.max_dev_pairs / len(train)))
-        notes.append(f"dev: {len(dev):,} pairs cut off {by}")
+    if cut:
+        held_out = partial(_cut, near=near, seed=seed, sentences=collection.sentences, warnings=warnings)
+        by = f"by {'sentence' if collection.sentences else 'passage'} (seed {seed})"
+        if "test" not in sources:
+            check_trainable(train, collection, config.train)
+            train, test = held_out(train, fraction=config.test_fraction)
+            notes.append(f"test: {len(test):,} pairs cut off {by}")
+        if "dev" not in sources:
+            check_trainable(train, collection, config.train)
+            train, dev = held_out(train, fraction=min(config.dev_fraction, config.max_dev_pairs / len(train)))
+            notes.append(f"dev: {len(dev):,} pairs cut off {by}")
     if config.labels is not None:
         train, dev, test = (relabelled(pairs, replaced) for pairs in (train, dev, test))
         train, dev, further = _without_leaks(train, dev, test, collection, near, dropped)
@@ -113,6 +104,32 @@ def prepare(config: DataConfig, *, seed: int, cut: bool = True) -> Splits:
         leaks=leaks,
         near_duplicates=near,
     )
+
+
+class _Read(NamedTuple):
+    """What all files of a job have."""
+
+    tables: dict[Split, CleanRows]
+    collection: Collection
+    replaced: Replaced
+    """What the labels put in place of what."""
+    dropped: Counter[str]
+
+
+def _read_all(config: DataConfig, sources: dict[Split, str], notes: list[str], warnings: list[str]) -> _Read:
+    """The rows of each split that something was given for, and one collection of their texts and the corpus."""
+    builder = CollectionBuilder()
+    tables = {split: _add(builder, source, split, config, notes, warnings) for split, source in sources.items()}
+    if builder.collection.graded:
+        refuse_for_graded(config)
+    dropped = Counter({"duplicate_pairs": 0, "leaked_pairs": 0, "near_duplicate_pairs": 0})
+    if config.corpus is not None:
+        dropped.update(builder.add_passages(read_passages(config.corpus)))
+    replaced = {} if config.labels is None else apply_labels(read_labels(config.labels), builder.collection)
+    collection = builder.finish()
+    for table in tables.values():
+        dropped.update(table.dropped)
+    return _Read(tables, collection, replaced, dropped)
 
 
 def refuse_for_graded(config: DataConfig) -> None:

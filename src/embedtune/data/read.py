@@ -22,18 +22,18 @@ from embedtune.data.columns import (
 from embedtune.data.files import (
     KNOWN_SUFFIXES,
     SUFFIXES,
-    Record,
     iter_records,
-    json_records,
-    load_json,
-    parquet_columns,
     read_records,
     require_rows,
 )
+from embedtune.data.json_files import json_records, load_json
 from embedtune.data.lines import bare_suffix, no_such_file, text_lines
+from embedtune.data.parquet_files import parquet_columns
+from embedtune.data.records import Record, SharedTexts, drained, shared
 from embedtune.data.scores import scoring
 from embedtune.data.table import Columns, Row, Split, Table, known_splits
 from embedtune.errors import DataError
+from embedtune.paths import expanded
 
 __all__ = ["Columns", "Row", "Split", "Table", "available_splits", "read", "read_passages", "stream_passages"]
 
@@ -59,7 +59,7 @@ def read(source: str, *, columns: Columns = BY_NAME, split: Split = "train") -> 
         DataError: the source can't be found or read, or its columns aren't recognised.
     """
     kind = _kind(source)
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if kind == "folder":
         return corpora.read_beir(path, source, split)
     if kind == "hub":
@@ -82,7 +82,7 @@ def available_splits(source: str) -> frozenset[str]:
     """
     kind = _kind(source)
     if kind == "folder":
-        return known_splits(corpora.beir_splits(Path(os.path.expanduser(source))))
+        return known_splits(corpora.beir_splits(expanded(source)))
     if kind == "hub":
         return known_splits(hub.load_splits(source))
     return frozenset()
@@ -100,7 +100,7 @@ def read_passages(source: str, *, column: str | None = None) -> list[object]:
     Raises:
         DataError: the source can't be found or read, has no passages, or its column isn't recognised.
     """
-    return list(_passages(source, column, recognised_by=None))
+    return list(map(SharedTexts().share, _passages(source, column, recognised_by=None)))
 
 
 def stream_passages(source: str, *, column: str | None = None) -> Iterator[object]:
@@ -120,7 +120,7 @@ def stream_passages(source: str, *, column: str | None = None) -> Iterator[objec
 
 
 def _passages(source: str, column: str | None, *, recognised_by: int | None) -> Iterator[object]:
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     suffix = bare_suffix(path.name)
     if suffix == ".txt" and os.path.exists(path) and not os.path.isdir(path):
         return _text_passages(path)
@@ -143,7 +143,7 @@ def _passages(source: str, column: str | None, *, recognised_by: int | None) -> 
             return iter(corpora.llamaindex_corpus(content, path))
         records = iter(require_rows(json_records(content, path), path))
     else:
-        records = iter_records(path)
+        records = iter_records(path) if recognised_by is not None else shared(iter_records(path))
     first = list(islice(records, recognised_by))
     columns = _passage_columns(column_names(first), column, source)
     return _cells(chain(first, records), columns)
@@ -155,7 +155,7 @@ def _kind(source: str) -> _Kind:
     Raises:
         DataError: it is none of them.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if os.path.isdir(path):
         if not corpora.is_beir(path):
             raise corpora.not_beir(path)
@@ -186,7 +186,7 @@ def _table(records: list[Record], asked: Columns, source: str) -> Table:
 def _table_of(records: list[Record], columns: Columns, names: list[str], asked: Columns, source: str) -> Table:
     found = scoring(records, columns, source, given=asked.score is not None)
     return Table(
-        rows=rows_of(records, columns, names, found.values),
+        rows=rows_of(drained(records), columns, names, found.values),
         source=source,
         columns=columns,
         graded=found.kind == "grades",
@@ -202,7 +202,7 @@ def _hub_table(source: str, asked: Columns, split: Split) -> Table:
     # Only what is needed is decoded: hub data sets may carry images, or embeddings of every row.
     scored = (columns.score, *columns.teacher)
     needed = dict.fromkeys((columns.anchor, columns.positive, *columns.negatives, *scored, *id_columns(names)))
-    records = list(hub.dataset_records(dataset, [name for name in needed if name is not None], source))
+    records = list(shared(hub.dataset_records(dataset, [name for name in needed if name is not None], source)))
     return _table_of(records, columns, names, asked, source)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from embedtune.data.files import Record
+from embedtune.data.records import Record
 from embedtune.data.table import Columns
 from embedtune.errors import DataError, brief, quoted
 

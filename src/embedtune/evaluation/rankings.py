@@ -34,7 +34,7 @@ def hits(task: RetrievalTask, evaluation: Evaluation) -> BoolArray:
             "and they are not the same ones; evaluate every system on the task that is analysed"
         )
     # A pair of ids as one integer: a lookup per ranked passage in Python takes seconds on large test sets.
-    size = int(task.passage_ids[-1]) + 1
+    size = int(task.passage_ids.max()) + 1
     pairs = [query * size + passage for query, judged in task.qrels.items() for passage in judged]
     relevant_J = np.unique(np.array(pairs, dtype=np.int64))
     ranked_QK = task.query_ids[:, None] * size + evaluation.ranked_ids

@@ -5,6 +5,7 @@ Shapes: `Q` queries, `D` passages, `K` ranked passages per query (100, or `D` if
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,8 @@ class RetrievalTask:
     query_ids: IdArray
     """The collection's query ids, ascending and distinct, shape (Q,)."""
     passage_ids: IdArray
-    """The collection's passage ids that make up the corpus, ascending and distinct, shape (D,)."""
+    """The collection's passage ids that make up the corpus, distinct, in the order in which ties are broken, shape
+    (D,)."""
     qrels: dict[int, dict[int, float]]
     """For each query id, {passage id: grade} of its relevant passages in this corpus, at least one."""
 
@@ -74,7 +76,7 @@ class Evaluation:
     ranked_scores: FloatArray
     """What they are ranked by: dot products, BM25 scores or those of the fusion, shape (Q, K)."""
     finds_by_word: bool = False
-    """Whether a score of 0 means that the passage shares no word with the query, and is ranked by its id alone."""
+    """Whether a score of 0 means that the passage shares no word with the query, and is ranked as a tie."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -89,6 +91,10 @@ def retrieval_task(
 
     Each distinct query is asked once, however many rows it has, and each distinct passage is in the corpus
     once. Every passage that the collection knows to answer a query is relevant, whichever file said so.
+
+    The corpus is in the order of a hash of its texts. In the order of ids answers would come first, as they are read
+    before other passages, and win every tie: a model that tells nothing apart would score well, and so would BM25
+    beside passages that share no word with the query.
 
     A test corpus is all passages of the collection, so nothing is lost. A dev corpus is smaller on purpose:
     relevant passages outside it can't be found, so they leave the qrels and recall is over those that can. A
@@ -105,6 +111,9 @@ def retrieval_task(
     """
     queries = _distinct("query", query_ids, len(collection.queries))
     passages = _distinct("passage", passage_ids, len(collection.passages))
+    passages = passages[
+        np.argsort([_digest(collection.passages[passage]) for passage in passages.tolist()], kind="stable")
+    ]
     in_corpus = set(passages.tolist())
     qrels: dict[int, dict[int, float]] = {}
     for query in queries.tolist():
@@ -178,7 +187,8 @@ def evaluate_hybrid(task: RetrievalTask, *evaluations: Evaluation) -> Evaluation
         else evaluation.ranked_ids
         for evaluation in evaluations
     ]
-    return _evaluation(task, *reciprocal_rank_fusion(*found))
+    fused_QK, scores_QK = reciprocal_rank_fusion(*(_places(task, ranked_QK) for ranked_QK in found))
+    return _evaluation(task, np.where(fused_QK == NO_PASSAGE, NO_PASSAGE, task.passage_ids[fused_QK]), scores_QK)
 
 
 def compare(
@@ -215,6 +225,17 @@ def _of_collection(task: RetrievalTask, found: TopK) -> tuple[IdArray, FloatArra
     return task.passage_ids[found.ids_QK.cpu().numpy()], found.scores_QK.cpu().double().numpy()
 
 
+def _places(task: RetrievalTask, ranked_ids_QK: IdArray) -> IdArray:
+    """Rows of the corpus for ids of the collection: the fusion breaks ties by them."""
+    places = np.full(int(task.passage_ids.max()) + 1, NO_PASSAGE)
+    places[task.passage_ids] = np.arange(len(task.passage_ids))
+    return np.where(ranked_ids_QK == NO_PASSAGE, NO_PASSAGE, places[ranked_ids_QK])
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
 def _evaluation(
     task: RetrievalTask, ranked_ids_QK: IdArray, scores_QK: FloatArray, *, finds_by_word: bool = False
 ) -> Evaluation:
@@ -228,7 +249,6 @@ def _evaluation(
 
 
 def _distinct(kind: str, ids: Sequence[int] | IdArray, size: int) -> IdArray:
-    """Ascending, so that a row's place in the corpus breaks ties as the passage id does."""
     distinct = np.unique(np.asarray(ids, dtype=np.int64))
     if len(distinct) == 0:
         raise ValueError(f"got no {kind} ids, expected at least one")

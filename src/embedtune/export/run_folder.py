@@ -56,6 +56,10 @@ class RunFolder:
         return self.root / "suspects.jsonl"
 
     @property
+    def questions(self) -> Path:
+        return self.root / "questions.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

@@ -34,11 +34,12 @@ class Mined:
     """The training rows with negatives added."""
 
     pairs: Pairs
-    """Each row's given negatives first, then the mined ones, the best-ranked first."""
+    """Each row's given negatives first, then the mined ones, the best-ranked first; with what a judge said of all of
+    them, as a teacher's scores."""
     facts: dict[str, Any]
     """Counts and mean scores, for `results.json`."""
     scores: tuple[tuple[float, ...], ...]
-    """Of each row, the score of its positive and then of its negatives in order."""
+    """Of each row, the score of its positive and then of its negatives in order, as they were compared."""
     added: tuple[int, ...]
     """How many of each row's negatives were mined: the last of them."""
 
@@ -49,6 +50,7 @@ class _Row:
 
     added: tuple[int, ...]
     scores: tuple[float, ...]
+    said: tuple[float, ...]
     refused: Counter[str]
 
 
@@ -101,7 +103,7 @@ def mine(
 
 def unmined(splits: Splits, pool: Pool, config: MiningConfig) -> Mined:
     """The rows as they are, for a run that wants no negatives."""
-    rows = [_Row((), (), Counter()) for _ in range(len(splits.train))]
+    rows = [_Row((), (), (), Counter()) for _ in range(len(splits.train))]
     return _mined(splits.train, rows, pool, config, None)
 
 
@@ -152,23 +154,27 @@ def _mine_rows(
 ) -> dict[int, _Row]:
     """The rows of some questions by number."""
     positives = pairs.passage_ids
-    needed = {query: dict.fromkeys(window.candidates, 0.0) for query, window in windows.items()}
+    needed = {query: dict.fromkeys(window.candidates) for query, window in windows.items()}
     for query in windows:
         for row in rows_of[query]:
-            needed[query].update(dict.fromkeys((int(positives[row]), *pairs.negative_ids[row]), 0.0))
+            needed[query].update(dict.fromkeys((int(positives[row]), *pairs.negative_ids[row])))
     links = [(query, passage) for query, passages in needed.items() for passage in passages]
-    for (query, passage), score in zip(links, scorer(links).tolist(), strict=True):
-        needed[query][passage] = score
+    compared, said = (dict(zip(links, values.tolist(), strict=True)) for values in scorer(links))
     found = {}
     for query, window in windows.items():
-        scores = needed[query]
+        scores = {passage: compared[query, passage] for passage in needed[query]}
         for row in rows_of[query]:
             given, positive = pairs.negative_ids[row], int(positives[row])
             left, refused = wrong_ones(window, given, scores, scores[positive], config)
             at_random = config.mine_sampling == "random"
             added = choose(left, config.hard_negatives, at_random=at_random, seed=seed, row=row)
-            of_row = tuple(scores[passage] for passage in (positive, *given, *added))
-            found[row] = _Row(added, of_row, refused)
+            of_row = (positive, *given, *added)
+            found[row] = _Row(
+                added,
+                scores=tuple(scores[passage] for passage in of_row),
+                said=tuple(said[query, passage] for passage in of_row),
+                refused=refused,
+            )
     return found
 
 
@@ -190,7 +196,8 @@ def _mined(pairs: Pairs, rows: Sequence[_Row], pool: Pool, config: MiningConfig,
     }
     negative_ids = tuple((*given, *row.added) for given, row in zip(pairs.negative_ids, rows, strict=True))
     return Mined(
-        pairs=replace(pairs, negative_ids=negative_ids, scores=None),  # a teacher has not scored what was added
+        # A teacher of the data has not scored what was added.
+        pairs=replace(pairs, negative_ids=negative_ids, scores=None if judge is None else tuple(r.said for r in rows)),
         facts=facts,
         scores=tuple(row.scores for row in rows),
         added=tuple(len(row.added) for row in rows),

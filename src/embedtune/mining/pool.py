@@ -9,9 +9,9 @@ from itertools import chain
 
 import numpy as np
 
-from embedtune.data.clean import text_key
 from embedtune.data.collection import Collection, IdArray, Pairs
 from embedtune.data.prepare import Splits
+from embedtune.data.spelling import text_key
 
 KNOWN_ANSWER = "known_answers"
 NEAR_DUPLICATE = "near_duplicates"

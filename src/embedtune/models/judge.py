@@ -14,6 +14,7 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from embedtune.config import ModelConfig
+from embedtune.errors import ModelError, brief
 from embedtune.models.cross_encoder import find_cross_encoder, open_cross_encoder
 from embedtune.models.source import looks_like_a_folder, named, pinned_name
 
@@ -35,21 +36,28 @@ class Judge:
         """What names it again, from any folder: OWNER/NAME@COMMIT, or the full path."""
         return pinned_name(ModelConfig(base=self.name, revision=self.revision))
 
-    def scores(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float64]:
-        """How well each passage answers its question, from 0 to 1, shape (P,)."""
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float64]:
+        """How well each passage answers its question, without the judge's own activation, shape (P,).
+
+        Raises:
+            ModelError: it gives something else than a number.
+        """
         if not pairs:
             return np.zeros(0)
         size = PAIRS_PER_FORWARD.get(self.model.device.type, PAIRS_PER_FORWARD["cpu"])
         scores_P = self.model.predict(list(pairs), batch_size=size, show_progress_bar=False, convert_to_tensor=True)
         found: npt.NDArray[np.float64] = scores_P.double().cpu().numpy()
+        if not np.isfinite(found).all():
+            bad = int((~np.isfinite(found)).argmax())
+            raise ModelError(
+                f"--judge {self.name} gives {found[bad]} for '{brief(pairs[bad][0])}' with '{brief(pairs[bad][1])}', "
+                "expected a number.\nType:  another --judge."
+            )
         return found
 
 
 def load_judge(name: str, *, device: torch.device, trust_remote_code: bool = False) -> Judge:
     """A cross-encoder with one score, in fp32: what is compared are small differences of scores.
-
-    Its own activation is replaced by a sigmoid, so that a share of a score means the same for every judge; the order of
-    scores stays.
 
     Args:
         name: hub id, with or without `@REVISION`, or folder.
@@ -61,6 +69,6 @@ def load_judge(name: str, *, device: torch.device, trust_remote_code: bool = Fal
     """
     config = named(ModelConfig(trust_remote_code=trust_remote_code), name)
     folder = find_cross_encoder(config, option="judge")
-    model = open_cross_encoder(folder, config, option="judge", device=device, activation=torch.nn.Sigmoid())
+    model = open_cross_encoder(folder, config, option="judge", device=device, activation=torch.nn.Identity())
     revision = None if looks_like_a_folder(config.base) else folder.name
     return Judge(name=config.base, revision=revision, model=model.eval())

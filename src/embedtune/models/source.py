@@ -7,6 +7,7 @@ are not even downloaded, and no library asks the Hub for more.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS
 
 from embedtune.config import ModelConfig
 from embedtune.errors import ModelError
+from embedtune.paths import expanded
 
 HUB_FILES = ("*.json", "*model*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.codes", "*.bpe", "*.md")
 """What is taken of a repository: weights as safetensors, settings and vocabularies."""
@@ -44,7 +46,7 @@ def pin(config: ModelConfig) -> ModelConfig:
 def split_revision(name: str) -> tuple[str, str | None]:
     """The hub id and the revision of OWNER/NAME@REVISION; a folder, or an id without a revision, as it is."""
     base, _, revision = name.partition("@")
-    if not revision or Path(name).expanduser().exists() or looks_like_a_folder(base):
+    if not revision or os.path.exists(expanded(name)) or looks_like_a_folder(base):
         return name, None
     return base, revision
 
@@ -58,7 +60,7 @@ def named(config: ModelConfig, name: str) -> ModelConfig:
 def pinned_name(config: ModelConfig) -> str:
     """What names a pinned model again, from any folder: OWNER/NAME@COMMIT, or the full path."""
     if looks_like_a_folder(config.base):
-        return str(Path(config.base).expanduser().absolute())
+        return str(expanded(config.base).absolute())
     return f"{config.base}@{config.revision}"
 
 
@@ -69,14 +71,14 @@ def find_folder(config: ModelConfig) -> Path:
         ModelError: there is no such model, it can't be reached, it is an adapter, or its weights are pickled.
     """
     model = config.base
-    folder = Path(model).expanduser() if looks_like_a_folder(model) else _snapshot(config)
+    folder = expanded(model) if looks_like_a_folder(model) else _snapshot(config)
     _check_holds_a_model(model, folder)
     _check_safetensors(model, folder)
     return folder
 
 
 def looks_like_a_folder(model: str) -> bool:
-    return Path(model).expanduser().exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
+    return os.path.exists(expanded(model)) or model.startswith((".", "/", "~")) or model.count("/") > 1
 
 
 def repository(model: str) -> str:
@@ -158,7 +160,7 @@ def _check_twins(model: str, names: Iterable[str]) -> None:
 
 
 def _how_to_convert(model: str) -> str:
-    name = Path(model).expanduser().name + "-safetensors"
+    name = expanded(model).name + "-safetensors"
     code = f"from sentence_transformers import SentenceTransformer as M; M({model!r}).save_pretrained({name!r})"
     return f'If you trust where it comes from, convert it once and give the new folder:\n  python -c "{code}"'
 

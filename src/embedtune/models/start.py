@@ -11,6 +11,7 @@ from torch import Tensor
 
 from embedtune.errors import ConfigError
 from embedtune.models.encoder import Encoder
+from embedtune.paths import expanded
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start an adapter that belong to a base with other weights than the published one."""
@@ -54,7 +55,7 @@ def read_adapter(folder: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     Raises:
         ConfigError: there is none, or it does not fit the base's published weights.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (path / name).is_file():
             pickled = (path / "adapter_model.bin").is_file()

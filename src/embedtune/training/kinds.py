@@ -48,7 +48,8 @@ def mines(config: TrainConfig, *, graded: bool) -> bool:
         raise ConfigError(
             f"--mined-epochs {config.training.mined_epochs:g} mines in the middle of the run, and --distill "
             f"{config.loss.distill} needs a teacher's scores before it.\n"
-            "Type:  embedtune mine TRAIN --out mined.jsonl   first, then train on that file without --mined-epochs."
+            "Type:  embedtune mine TRAIN --judge CROSS_ENCODER --out mined.jsonl   first, then train on that file, "
+            "which has the judge's scores, without --mined-epochs."
         )
     return config.mining.hard_negatives > 0 and not graded and not distills
 

@@ -51,7 +51,7 @@ def check_scores(loss: LossConfig, pairs: Pairs) -> None:
         raise DataError(
             f"{what}, and no training row has any.\n"
             "Give a column `negative` (or negative_1, negative_2, ...), name it with --negative-columns, or type:  "
-            "embedtune mine TRAIN --out mined.jsonl   and train on that file."
+            "embedtune mine TRAIN --judge CROSS_ENCODER --out mined.jsonl   and train on that file."
         )
     if loss.teacher is None and not any(len(scores) > 1 for scores in pairs.scores or ()):
         raise DataError(

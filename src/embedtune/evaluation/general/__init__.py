@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedtune.data.clean import CollectionBuilder, text_key
+from embedtune.data.clean import CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.columns import (
     ANCHOR_NAMES,
@@ -28,12 +28,16 @@ from embedtune.data.columns import (
     listed,
 )
 from embedtune.data.corpora import is_llamaindex
-from embedtune.data.files import SUFFIXES, Record, json_records, load_json, read_records
+from embedtune.data.files import SUFFIXES, read_records
+from embedtune.data.json_files import json_records, load_json
 from embedtune.data.lines import bare_stem, bare_suffix
 from embedtune.data.read import read, read_passages
+from embedtune.data.records import Record
+from embedtune.data.spelling import text_key
 from embedtune.errors import DataError, brief, quoted
 from embedtune.evaluation.metrics import FloatArray
 from embedtune.evaluation.run import RetrievalTask, retrieval_task
+from embedtune.paths import expanded
 
 _FOLDER = Path(__file__).parent
 
@@ -85,7 +89,7 @@ def read_set(source: str, *, name: str) -> GeneralSet:
     Raises:
         DataError: It can't be read, or is neither, with the columns that were found.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     records = _records(path)
     names = column_names(records)
     first, second = find_column(names, FIRST_NAMES), find_column(names, SECOND_NAMES)

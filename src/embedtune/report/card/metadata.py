@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, says its documentation
 
 from embedtune.config import METRICS
+from embedtune.paths import expanded
 from embedtune.report.goals import SIMILARITY, goal
 
 Part = Literal["model", "adapter"]
@@ -66,8 +67,8 @@ def base_metadata(base: str, revision: str | None = None) -> dict[str, Any]:
         base: hub id or folder.
         revision: branch, tag or commit of a hub model.
     """
-    folder = Path(base).expanduser()
     try:
+        folder = expanded(base)
         file = folder / "README.md" if folder.is_dir() else try_to_load_from_cache(base, "README.md", revision=revision)
         if not isinstance(file, str | Path):  # not in the cache, or known not to exist
             return {}

@@ -1,0 +1,71 @@
+"""Which spellings are one text, and how a text is kept.
+
+Two texts are one text if they differ only in what a reader does not see: Unicode form, white space, zero-width
+characters.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+# NUL, soft hyphen, zero-width characters, joiners and marks of direction, byte order mark.
+_INVISIBLE = re.compile("[\0\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+_FEW_MARKS = 1_000
+"""Combining marks that take no time to sort, wherever they are."""
+
+
+def text_key(text: str) -> str:
+    """What two spellings of one text have in common: NFKC, no invisible characters, white space collapsed."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _stream_safe(_INVISIBLE.sub("", text)))
+    elif "\0" in text:
+        text = text.replace("\0", "")
+    return " ".join(text.split())
+
+
+def _stream_safe(text: str) -> str:
+    """The text with a grapheme joiner after each 30 combining marks in a row, where it is long enough to matter.
+
+    Normalisation sorts marks, in Python in the square of their number: a line of 1 MB of them takes four minutes, one
+    of 10 MB hours. No language has more than a few on a letter.
+
+    Source: Unicode Standard Annex 15, section 13, "Stream-Safe Text Format".
+    """
+    if len(text) <= _FEW_MARKS:
+        return text
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    if np.count_nonzero(_is_mark()[points]) <= _FEW_MARKS:
+        return text
+    marks = "".join(map(chr, np.flatnonzero(_is_mark())))
+    return re.sub(f"[{marks}]{{30}}(?=[{marks}])", "\\g<0>\u034f", text)
+
+
+@cache
+def _is_mark() -> npt.NDArray[np.bool_]:
+    """For each code point whether it is a combining mark, or becomes marks alone."""
+    is_mark = np.zeros(0x110000, dtype=np.bool_)
+    for point in range(0x300, 0x1F000):  # there are none before and behind
+        is_mark[point] = unicodedata.combining(unicodedata.normalize("NFKD", chr(point))[0])
+    return is_mark
+
+
+def spelling(text: str) -> str:
+    """The text as kept: stripped; half a surrogate pair, which no tokenizer or file takes, becomes U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.strip()
+
+
+def key_of(value: object) -> str | None:
+    """The text key of a value; "" if there is nothing to read, `None` if it isn't text."""
+    if value is None:
+        return ""
+    return text_key(value) if isinstance(value, str) else None

@@ -14,6 +14,7 @@ from torch import Tensor
 import embedtune.models.inference
 from embedtune.errors import ModelError
 from embedtune.models.encoder import Encoder
+from embedtune.models.memory import offer
 
 
 def plain(folder: Path) -> SentenceTransformer:
@@ -185,6 +186,32 @@ def test_where_memory_runs_out_less_is_embedded_at_a_time(
     seen.clear()
     encoder.embed_all(tokens)
     assert max(seen) <= 300
+
+
+def test_memory_that_is_held_for_speed_is_given_up_before_less_is_embedded_at_a_time(
+    st_folder: Path, sentences: list[str], load: Callable[..., Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Graphs:
+        held = True
+
+        def release(self) -> bool:
+            held, self.held = self.held, False
+            return held
+
+    encoder, graphs = load(st_folder), Graphs()
+    tokens = encoder.token_table(sentences[:60], "passage")
+    embed, seen = encoder.embed, list[int]()
+
+    def embed_beside_graphs(texts: Sequence[Any]) -> Tensor:
+        seen.append(sum(map(len, texts)))
+        if graphs.held:
+            torch.empty(2**48, dtype=torch.uint8)
+        return embed(texts)
+
+    monkeypatch.setattr(encoder, "embed", embed_beside_graphs)
+    offer(graphs)
+    encoder.embed_all(tokens)
+    assert seen == [tokens.lengths_N.sum()] * 2
 
 
 def test_a_text_that_does_not_fit_alone_is_an_error(

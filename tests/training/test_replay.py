@@ -16,6 +16,7 @@ from embedtune.models.adapters import make_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.models.layers import all_linears, read_layers
 from embedtune.models.load import load_encoder
+from embedtune.models.memory import release_spares
 from embedtune.models.packing import TokenIds
 from embedtune.models.recompute import recompute_layers
 from embedtune.training import replay
@@ -192,6 +193,21 @@ def test_four_bit_weights_are_recorded_once(
     for _ in range(3):
         assert_same(gradients(encoder, replayed.embed(texts)), expected, 5e-2)
     assert (replayed._captures, replayed._refusal) == (1, None)
+
+
+@gpu
+def test_graphs_are_given_up_where_memory_is_short_and_recorded_anew(
+    make_encoder: MakeEncoder, batches: Callable[[Encoder], list[list[TokenIds]]]
+) -> None:
+    encoder = make_encoder()
+    replayed, texts = Replay(encoder), batches(encoder)[0]
+    expected = gradients(encoder, encoder.embed(texts))
+    waiting_BE = replayed.embed(texts)
+    assert release_spares()
+    assert not release_spares()
+    assert_same(gradients(encoder, waiting_BE), expected, 1e-3)
+    assert_same(gradients(encoder, replayed.embed(texts)), expected, 1e-3)
+    assert replayed._captures == 2
 
 
 @gpu

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedtune.data.tokens import TokenTable
-from embedtune.models.memory import out_of_memory
+from embedtune.models.memory import out_of_memory, release_spares
 from embedtune.models.packing import Places, TokenIds, cut
 
 logger = logging.getLogger(__name__)
@@ -66,13 +66,16 @@ class InferenceBatches:
     def _embed_if_it_fits(
         self, embed: Callable[[Sequence[TokenIds]], Tensor], texts: Sequence[TokenIds], most: int
     ) -> Tensor | None:
-        """The embeddings; None if memory ran out, and batches are half as large from now on."""
+        """The embeddings; None if memory ran out. If there was none to spare, batches are half as large from now on."""
         try:
             return embed(texts)
         except (RuntimeError, MemoryError) as error:
             if len(texts) == 1 or not out_of_memory(error):
                 raise
         # The error is gone by now, and with it the tensors that its traceback held.
+        if release_spares():
+            torch.cuda.empty_cache()
+            return None
         padded = len(texts) * max(map(len, texts))
         self._fitting_tokens = max(1, min(self._fitting_tokens or most, padded) // 2)
         torch.cuda.empty_cache()

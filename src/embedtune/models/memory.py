@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -39,6 +39,28 @@ def out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+class Spare(Protocol):
+    """Holds memory that makes things faster and is not needed."""
+
+    def release(self) -> bool:
+        """Give it up; returns whether there was any."""
+        ...
+
+
+_SPARES: weakref.WeakSet[Spare] = weakref.WeakSet()
+
+
+def offer(spare: Spare) -> None:
+    """Let `release_spares` take back what this one holds, for as long as it lives."""
+    _SPARES.add(spare)
+
+
+def release_spares() -> bool:
+    """Give up memory that is held for speed alone; returns whether there was any."""
+    released = [spare.release() for spare in _SPARES]
+    return any(released)
 
 
 @contextmanager

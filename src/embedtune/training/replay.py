@@ -26,7 +26,7 @@ from embedtune.models.encoder import Encoder
 from embedtune.models.fixed_batch import Filled, FixedBatch, fill_up, room_for
 from embedtune.models.layers import ReadLayer, all_linears, place_weights, read_layers
 from embedtune.models.linears import ReadLinear, flatten_adapters
-from embedtune.models.memory import out_of_memory
+from embedtune.models.memory import offer, out_of_memory
 from embedtune.models.mpnet import is_mpnet
 from embedtune.models.packing import TokenIds
 from embedtune.models.recompute import recomputes_layers
@@ -54,6 +54,7 @@ class Replay:
         self._refusal: str | None = None
         self._waiting: weakref.ref[_Activations] | None = None
         self._parameters: list[nn.Parameter] | None = None
+        offer(self)
 
     def embed(self, texts: Sequence[TokenIds]) -> Tensor:
         """As `Encoder.embed`. A batch goes without graphs while the gradients of the last one have not been taken."""
@@ -64,6 +65,13 @@ class Replay:
         self._waiting = weakref.ref(activations)
         embeddings_BE: Tensor = _Replayed.apply(flat_N, graph, activations, len(texts))  # type: ignore[no-untyped-call]
         return functional.normalize(embeddings_BE, dim=-1)
+
+    def release(self) -> bool:
+        """Give up the graphs and their memory; returns whether there were any. The next batches are recorded anew."""
+        held = bool(self._graphs)
+        self._graphs.clear()
+        self._pool = self._flat_N = None
+        return held
 
     @property
     def _is_waiting(self) -> bool:
@@ -105,7 +113,7 @@ class Replay:
     def _keep_to(self, frozen: tuple[Any, ...]) -> None:
         """Give up graphs that were recorded with other frozen weights than these."""
         if frozen != self._recorded:
-            self._release()
+            self.release()
             self._recorded = frozen
 
     def _capture(
@@ -128,7 +136,7 @@ class Replay:
         try:
             graph = _Graph(self._encoder, layers, inputs, self._flat_N, self._pool)
         except RuntimeError as error:
-            self._release()
+            self.release()
             if out_of_memory(error):
                 raise
             self._refuse(str(error).partition("\n")[0])
@@ -142,12 +150,8 @@ class Replay:
     def _refuse(self, reason: str) -> None:
         if self._refusal is None:
             self._refusal = reason
-            self._release()
+            self.release()
             logger.info("training steps run without CUDA graphs, because %s", reason)
-
-    def _release(self) -> None:
-        self._graphs.clear()
-        self._pool = self._flat_N = None
 
 
 class _Graph:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,11 +28,12 @@ from embedtune.atomic import why_not_written
 from embedtune.config import TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.durations import parse_seconds
-from embedtune.errors import NonFiniteLossError, RunError, StorageError, TrainingInterrupted
+from embedtune.errors import RunError, StorageError, TrainingInterrupted
 from embedtune.models.memory import out_of_memory, told_if_memory_runs_out
 from embedtune.progress import Reporter, TrainingReporter
 from embedtune.training.batching import StepBatches
-from embedtune.training.checkpoint import Checkpoints, Progress, Trained, trainable_tensors
+from embedtune.training.checkpoint import Checkpoints, Progress, Trained
+from embedtune.training.faults import Faults
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.optim import allocate_moments, build_optimizer, build_scheduler
 from embedtune.training.plan import Plan
@@ -47,9 +48,6 @@ Evaluate = Callable[[], Mapping[str, float]]
 
 UNREAD_STEPS = {"cpu": 0, "cuda": 1}
 """Steps whose losses may still be unread when the next one is made: a GPU is told what to do while it does the last."""
-
-NAMED_TEXTS = 3
-"""At the most, where a loss is no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +80,10 @@ class Trainer:
     """Names texts of these rows whose embeddings are NaN or infinite."""
     keep: Callable[[], None] | None = None
     """Writes what a resumed run is to find, once there is a folder to write to."""
+
+    @cached_property
+    def _faults(self) -> Faults:
+        return Faults(self.model, self.checkpoints, self.not_finite)
 
     def run(self, *, resume: bool, stop: StopRequest | None = None) -> Progress:
         """Train; the model ends with the weights of the best evaluation.
@@ -145,7 +147,7 @@ class Trainer:
             raise StorageError(
                 f"{self.checkpoints.folder}: {why_not_written(error, self.checkpoints.folder)}"
             ) from error
-        with told_if_memory_runs_out(lambda: self._optimizer_is_too_large("before the next step")):
+        with told_if_memory_runs_out(lambda: self._faults.optimizer_is_too_large("before the next step")):
             allocate_moments(optimizer)
         if saved is not None:
             state.progress, state.saved = saved, (saved.step, len(saved.evaluations))
@@ -227,7 +229,8 @@ class Trainer:
             if not out_of_memory(error):
                 raise
             raise RunError(
-                f"memory ran out while negatives were mined at step {state.progress.step}; {self._what_is_saved()}\n"
+                f"memory ran out while negatives were mined at step {state.progress.step}; "
+                f"{self._faults.what_is_saved()}\n"
                 "Type:  a smaller --max-length, or --mined-epochs 0."
             ) from error
         restore_random_state(start)
@@ -240,7 +243,7 @@ class Trainer:
         phase = self.plan.phases[number]
         if self.end_phase is not None and state.progress.step == phase.first_step + phase.steps:
             self._read(state, reporter)
-            self._check_weights(state.progress)
+            self._faults.check_weights(state.progress.step)
             self.end_phase(number)
 
     def _timed_step(self, state: State) -> None:
@@ -254,7 +257,7 @@ class Trainer:
         optimizer = state.trained.optimizer
         losses, rows = self._gradients(state)
         # Not tried again: some weights may have changed by then, and others not.
-        with told_if_memory_runs_out(lambda: self._optimizer_is_too_large(f"in step {progress.step + 1}")):
+        with told_if_memory_runs_out(lambda: self._faults.optimizer_is_too_large(f"in step {progress.step + 1}")):
             if self.config.max_grad_norm > 0:
                 trained = [p for group in optimizer.param_groups for p in group["params"]]
                 state.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
@@ -305,7 +308,7 @@ class Trainer:
             started = time.perf_counter()
             loss = step.loss()
             progress.seconds += time.perf_counter() - started
-            self._check(loss, step)
+            self._faults.check_loss(loss, step)
             state.accelerator.log({"train/loss": loss, "train/lr": step.lr}, step=step.number)
             progress.losses.append(loss)
             reporter.step(step=step.number, loss=loss, lr=step.lr, pairs_per_second=step.pairs / progress.seconds)
@@ -313,7 +316,7 @@ class Trainer:
     def _evaluate(self, state: State, reporter: TrainingReporter) -> None:
         """Evaluate on dev, note whether it is the best so far, and write a checkpoint."""
         progress, name = state.progress, self.config.metric
-        self._check_weights(progress)
+        self._faults.check_weights(progress.step)
         metrics = self._measure(state)
         progress.evaluations.append({"step": progress.step, **metrics})
         if metrics[name] > progress.best_metric:
@@ -337,7 +340,8 @@ class Trainer:
                 state.stop.at_once(reserve=state.reserve),
                 told_if_memory_runs_out(
                     lambda: (
-                        f"in the evaluation on the dev set at step {state.progress.step}; {self._what_is_saved()}\n"
+                        f"in the evaluation on the dev set at step {state.progress.step}; "
+                        f"{self._faults.what_is_saved()}\n"
                         "Type:  a smaller --dev-corpus or --max-length."
                     )
                 ),
@@ -360,7 +364,7 @@ class Trainer:
         progress = state.progress
         if state.saved == (moment := (progress.step, len(progress.evaluations))):
             return
-        self._check_weights(progress)
+        self._faults.check_weights(progress.step)
         started = time.monotonic()
         try:
             self.checkpoints.save(state.trained, progress)
@@ -368,7 +372,7 @@ class Trainer:
             folder = self.checkpoints.path(progress.step)
             raise StorageError(
                 f"the checkpoint {folder} can't be written: {why_not_written(error, folder)}.\n"
-                f"{self._what_is_saved().capitalize()}"
+                f"{self._faults.what_is_saved().capitalize()}"
             ) from error
         state.saved, state.saved_at = moment, time.monotonic()
         state.save_seconds = max(state.save_seconds, state.saved_at - started)
@@ -376,36 +380,6 @@ class Trainer:
     def _patience_is_out(self, progress: Progress) -> bool:
         patience = self.config.patience
         return patience is not None and progress.evaluations_without_gain >= patience
-
-    def _check(self, loss: float, step: Step) -> None:
-        """Raise if that is no number. The step has been taken by now: the weights of the last checkpoint come back."""
-        if math.isfinite(loss):
-            return
-        saved = self._back_to_last_checkpoint()
-        cause = ""
-        if self.not_finite is not None:
-            texts = [text for rows in step.rows for text in self.not_finite(rows)]
-            cause = "\nWith its weights every text of that step embeds to finite numbers: the training diverged."
-            if texts:
-                cause = f"\nIts weights make no finite embedding of:{_listed(texts)}"
-        raise NonFiniteLossError(
-            f"the loss became {loss} at step {step.number} (learning rate {step.lr:.2g}); {saved}\n"
-            f"Try a lower --lr, or --precision fp32.{cause}"
-        )
-
-    def _check_weights(self, progress: Progress) -> None:
-        """Raise if a weight is no number, as after infinite gradients: that is not to be evaluated or saved."""
-        if not all(bool(tensor.isfinite().all()) for tensor in trainable_tensors(self.model).values()):
-            raise NonFiniteLossError(
-                f"the weights became NaN or infinite by step {progress.step}; {self._back_to_last_checkpoint()}\n"
-                "Try a lower --lr, or --precision fp32."
-            )
-
-    def _back_to_last_checkpoint(self) -> str:
-        """Give the model the weights of the last checkpoint; returns which one that is, half a sentence."""
-        for step in self.checkpoints.steps()[-1:]:
-            self.checkpoints.load_weights(step, self.model)
-        return self._what_is_saved()
 
     def _keep_to_whole_checkpoints(self, progress: Progress) -> None:
         """If the best checkpoint was damaged, the best of those that are whole is the best from now on."""
@@ -433,21 +407,7 @@ class Trainer:
         timed = f"--max-time {self.config.max_time}: " if code == TrainingInterrupted.TIME_IS_UP else ""
         raise TrainingInterrupted(f"{timed}stopped at step {step} of {self.plan.steps}; everything is saved.", code)
 
-    def _optimizer_is_too_large(self, when: str) -> str:
-        return (
-            f"in the optimiser {when}, with its moments; {self._what_is_saved()}\n"
-            "Type one or more of:  --optimizer adamw8bit, a smaller --rank, --last-layers N, --method qlora."
-        )
-
-    def _what_is_saved(self) -> str:
-        steps = self.checkpoints.steps()
-        return f"the last good checkpoint is step {steps[-1]}." if steps else "there is no checkpoint yet."
-
 
 def _is_evaluated(progress: Progress) -> bool:
     """Whether the last step has been."""
     return bool(progress.evaluations) and progress.evaluations[-1]["step"] == progress.step
-
-
-def _listed(texts: list[str]) -> str:
-    return "".join(f"\n  {text!r}" for text in texts[:NAMED_TEXTS])

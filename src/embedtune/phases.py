@@ -19,7 +19,8 @@ from embedtune.export.run_folder import RunFolder, write_json
 from embedtune.mining.with_encoder import mine_negatives
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.training.averaging import average_with, read_weights, set_weights, write_weights
+from embedtune.training.averaging import average_with, read_weights, write_weights
+from embedtune.training.checkpoint import set_weights
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 

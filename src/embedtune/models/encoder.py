@@ -32,7 +32,7 @@ from embedtune.models.layers import Weights, layer_weights
 from embedtune.models.merge import merge, write_adapter
 from embedtune.models.packing import PackedBatch, TokenIds, can_pack, pack, pad, token_order, unpad
 from embedtune.models.probe import PROBE, forbids_packing, how_they_differ
-from embedtune.models.recompute import recompute_layers
+from embedtune.models.recompute import recompute_layers, recomputes_layers
 from embedtune.models.trained import check_holds_trained, read_trained, trained_tensors, write_trained
 
 Role = Literal["query", "passage"]
@@ -62,7 +62,6 @@ class Encoder(SentenceTransformer):
     """In a tuple, as an attribute that is a module would become a stage of the pipeline."""
     fused_layers: tuple[nn.Module, ...] = ()
     """Layers of the backbone that run through kernels of our own where they can."""
-    _recomputes: bool = False
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -147,9 +146,8 @@ class Encoder(SentenceTransformer):
         transformers' own way would have no effect: it wants training mode, in which the base never is. Its options are
         not supported.
         """
-        if not self._recomputes:
+        if not recomputes_layers(self.backbone):
             recompute_layers(self.backbone)
-            self._recomputes = True
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """The former name of `activation_checkpointing_enable`."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from embedtune.atomic import replacing, why_not_written
 from embedtune.errors import StorageError
-from embedtune.training.checkpoint import trainable_tensors
+from embedtune.training.checkpoint import trainable_tensors, weights_fit
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -41,12 +41,11 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         StorageError: they are missing, damaged or another model's.
     """
-    own = trainable_tensors(model)
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             written = (file.metadata() or {}).get("sha256")
-        if {name: tensor.shape for name, tensor in weights.items()} != {name: own[name].shape for name in own}:
+        if not weights_fit(weights, model):
             raise ValueError("they have other names or shapes than what this run trains")
         if _checksum(weights) != written:
             raise ValueError("they are not what was written")
@@ -56,12 +55,6 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
             "It can't go on to the same weights without them. Leave --resume out and give another --out."
         ) from error
     return weights
-
-
-def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give the model these trainable weights."""
-    for name, own in trainable_tensors(model).items():
-        own.copy_(weights[name])
 
 
 def average_with(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,11 +256,21 @@ def _checksum(path: Path) -> str:
 
 
 def _restore_weights(file: Path, model: nn.Module) -> None:
-    saved, own = load_file(file), trainable_tensors(model)
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in own.items()}:
+    saved = load_file(file)
+    if not weights_fit(saved, model):
         raise ValueError("its weights have other names or shapes than what this run trains")
-    for name, tensor in own.items():
-        tensor.copy_(saved[name])
+    set_weights(model, saved)
+
+
+def weights_fit(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether they have the names and shapes of the model's trainable weights."""
+    return {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in trainable_tensors(model).items()}
+
+
+def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give the model these trainable weights."""
+    for name, own in trainable_tensors(model).items():
+        own.copy_(weights[name])
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ Shapes: `B` sequences, `N` tiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,7 +113,7 @@ def within(sizes: Table, shared_bytes: int, head_size: int, itemsize: int) -> Ta
 
 def cut(layout: PackedLayout, sizes: Table) -> tuple[Tiles, ...]:
     """The tiles of every sequence, by size; copied to the device at once, and kept with the layout."""
-    key = (tuple(sizes.whole.items()), sizes.cut)
+    key = _key(sizes)
     if key not in layout.kept:
         layout.kept[key] = _cut(layout, sizes)
     tiles: tuple[Tiles, ...] = layout.kept[key]
@@ -122,7 +122,11 @@ def cut(layout: PackedLayout, sizes: Table) -> tuple[Tiles, ...]:
 
 def keep(layout: PackedLayout, sizes: Table, tiles: Sequence[Tiles]) -> None:
     """Let `cut` find these tiles, which cover more batches than the layout's own."""
-    layout.kept[tuple(sizes.whole.items()), sizes.cut] = tuple(tiles)
+    layout.kept[_key(sizes)] = tuple(tiles)
+
+
+def _key(sizes: Table) -> Hashable:
+    return tuple(sizes.whole.items()), sizes.cut
 
 
 def _cut(layout: PackedLayout, sizes: Table) -> tuple[Tiles, ...]:

@@ -12,7 +12,7 @@ from embedtune.config import DataConfig, ModelConfig
 from embedtune.data.clean import CleanRows, CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.labels import apply_labels, read_labels
-from embedtune.data.prepare import asked_columns, described, refuse_for_graded
+from embedtune.data.prepare import asked_columns, described, refuse_for_graded, respelled
 from embedtune.data.read import read, read_passages
 from embedtune.data.trainable import check_graded
 from embedtune.errors import ConfigError, OutputError
@@ -154,6 +154,8 @@ def _test_rows(data: DataConfig, reporter: Reporter) -> tuple[Collection, CleanR
         check_graded(test.pairs, "to test on", data.test)
     if data.corpus is not None:
         test.dropped.update(builder.add_passages(read_passages(data.corpus)))
+    for note in respelled(builder):
+        reporter.note(note)
     if data.labels is not None:
         apply_labels(read_labels(data.labels), builder.collection)
     return builder.finish(), test

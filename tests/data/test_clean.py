@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from embedtune.data.clean import CleanRows, CollectionBuilder
 from embedtune.data.collection import Collection
 from embedtune.data.read import read
-from embedtune.data.spelling import text_key
+from embedtune.data.spelling import passage_key, text_key
 from embedtune.data.table import Columns, Row, Table
 from embedtune.data.trainable import check_trainable
 from embedtune.errors import DataError
@@ -61,6 +62,72 @@ def test_texts_that_look_alike_are_one(one: str, other: str) -> None:
 
 def test_texts_that_read_differently_are_two() -> None:
     assert len({text_key(text) for text in ("Apple", "apple", "apple.", "app le", "äpple")}) == 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Mooring at night. Lines are doubled.", "Mooring at night Lines are doubled"),
+        ("Mooring: lines", "Mooring - lines"),
+        ("# Mooring\n\n\u2022 lines; fenders", "Mooring | lines, fenders!"),
+        ("\u9996\u9875\u3002\u6b63\u6587", "\u9996\u9875 \u6b63\u6587"),
+        ("caf\u00e9.", "cafe\u0301"),
+    ],
+)
+def test_passages_are_one_whatever_stands_between_their_words(one: str, other: str) -> None:
+    assert text_key(one) != text_key(other)
+    assert passage_key(one) == passage_key(other)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("1.5 m", "15 m", "1 5 m", "1,5 m"),
+        ("-5 \u00b0C", "5 \u00b0C"),
+        ("C", "C++", "C#"),
+        (".env", "env"),
+        ("a + b", "a * b", "a / b", "a = b"),
+        ("the crew's", "the crews"),
+        ("re-sign", "resign"),
+        ("Apple", "apple"),
+        ("...", "?!", "-"),
+    ],
+)
+def test_punctuation_in_words_makes_another_passage(texts: tuple[str, ...]) -> None:
+    assert len({passage_key(text) for text in texts}) == len(texts)
+
+
+@given(st.text(alphabet=st.characters(), max_size=40))
+def test_equal_texts_are_equal_passages(text: str) -> None:
+    assert passage_key(text_key(text)) == passage_key(text)
+
+
+def test_a_passage_in_two_punctuations_is_one_answer_and_told_of() -> None:
+    """A corpus that joins title and text otherwise than the pairs has no second copy of an answer in it."""
+    builder = CollectionBuilder()
+    clean = builder.add(
+        table(
+            [
+                Row("q", "Title. Its text"),
+                Row("q", "Title: Its text"),
+                Row("q?", "other", negatives=("Title Its text.",)),
+            ]
+        )
+    )
+    assert builder.collection.passages == ["Title. Its text", "other"]
+    builder.add_passages(["Title Its text", "another", "other"])
+    assert builder.finish().passages == ["Title Its text", "other", "another"]  # as the corpus has it
+    assert texts(clean, builder.collection) == [("q", "Title Its text", ()), ("q?", "other", ("Title Its text",))]
+    assert clean.dropped == {"duplicate_pairs": 1}
+    assert builder.respelled == {0: "Title: Its text"}
+
+
+def test_graded_passages_keep_their_punctuation() -> None:
+    builder = CollectionBuilder()
+    rows = [Row("q", "p.", grade=0.2), Row("q", "p!", grade=0.4)]
+    builder.add(replace(table(rows), graded=True))
+    assert builder.finish().passages == ["p.", "p!"]
+    assert builder.respelled == {}
 
 
 @given(st.text(alphabet=st.characters(), max_size=40))

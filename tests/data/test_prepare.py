@@ -304,3 +304,17 @@ def test_without_a_cut_only_given_files_are_held_out(tmp_path: Path) -> None:
     rest = prepare(DataConfig(train=train, test=test), seed=0, cut=False)
     assert [len(pairs) for pairs in rest.pairs.values()] == [30, 0, 10]
     assert_nothing_shared(rest)
+
+
+def test_a_corpus_that_joins_titles_otherwise_adds_no_second_answers(tmp_path: Path) -> None:
+    """As SciFact's: its pairs have ". " between title and text, its corpus a space."""
+    titled = [(f"question {n}", f"Title {n}. Text {n}, on berths") for n in range(200)]
+    source, corpus = write(tmp_path / "pairs.jsonl", titled), tmp_path / "corpus.jsonl"
+    beir = [{"_id": str(n), "title": f"Title {n}", "text": f"Text {n}, on berths"} for n in range(250)]
+    corpus.write_text("".join(json.dumps(document) + "\n" for document in beir))
+    splits = prepare(DataConfig(train=source, corpus=str(corpus), near_duplicates=0), seed=0)
+    assert len(splits.collection.passages) == 250
+    told = "passages: 200 came in several punctuations, each of which counts as one passage; the first: "
+    assert f"{told}'Title 0 Text 0, on berths' and 'Title 0. Text 0, on berths'" in splits.notes
+    without = prepare(DataConfig(train=source, near_duplicates=0), seed=0)
+    assert not any("punctuations" in note for note in without.notes)

@@ -78,9 +78,11 @@ def gradients(encoder: Encoder, embeddings_BE: Tensor) -> list[Tensor]:
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """To `tolerance` of the largest in each tensor; where there is only rounding, to a hundredth of that of all."""
     assert len(actual) == len(expected) > 0
+    largest = max(theirs.abs().max() for theirs in expected)
     for ours, theirs in zip(actual, expected, strict=True):
-        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max() + 1e-7
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max() + tolerance / 100 * largest
 
 
 @gpu

@@ -1,6 +1,7 @@
 """Rows as found to ids into one `Collection`; what can't be used is dropped and counted.
 
-Ids follow `spelling.text_key`, so "the same passage" never depends on how it was typed.
+Ids of questions follow `spelling.text_key`, those of passages `spelling.passage_key`, so "the same passage" never
+depends on how it was typed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.lines import bare_stem
-from embedtune.data.spelling import key_of, spelling
+from embedtune.data.spelling import key_of, passage_key, spelling, text_key
 from embedtune.data.table import Row, Table
 from embedtune.data.trainable import without_negatives
 from embedtune.errors import DataError
@@ -40,8 +41,8 @@ class _Texts:
         self.texts = texts
         self._ids: dict[str, int] = {}
 
-    def add(self, key: str, text: str) -> int:
-        """The id of the text with this key."""
+    def add(self, key: str, text: str, *, of_corpus: bool = False) -> int:
+        """The id of the text with this `text_key`."""
         known = self._ids.get(key)
         if known is not None:
             return known
@@ -52,8 +53,34 @@ class _Texts:
         return len(self.texts) - 1
 
     def find(self, key: str) -> int | None:
-        """The id of the text with this key, if it is known."""
+        """The id of the text with this `text_key`, if it is known."""
         return self._ids.get(key)
+
+
+class _Passages:
+    """Distinct passages, likewise, where punctuation between words makes no other passage."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+        self.respelled: dict[int, str] = {}
+        """Passage id to another punctuation that it came in."""
+        self._ids: dict[bytes, int] = {}
+
+    def add(self, key: str, text: str, *, of_corpus: bool = False) -> int:
+        """The id of the passage with this `text_key`.
+
+        The punctuation first seen is kept, unless a corpus has another: it is what will be searched, and answers that
+        are punctuated otherwise than the passages around them could be told by that.
+        """
+        kept = spelling(text)
+        known = self._ids.setdefault(passage_key(key), len(self.texts))
+        if known == len(self.texts):
+            self.texts.append(kept)
+        elif kept != self.texts[known] and key != text_key(self.texts[known]):
+            if of_corpus:
+                kept, self.texts[known] = self.texts[known], kept
+            self.respelled.setdefault(known, kept)
+        return known
 
 
 @dataclass
@@ -113,7 +140,7 @@ class CollectionBuilder:
     def __init__(self) -> None:
         self.collection = Collection()
         self._queries = _Texts(self.collection.queries)
-        self._passages = _Texts(self.collection.passages)
+        self._passages: _Texts | _Passages = _Passages(self.collection.passages)
         self._added: list[CleanRows] = []
 
     def add(self, table: Table) -> CleanRows:
@@ -153,7 +180,7 @@ class CollectionBuilder:
         for passage in passages:
             key = key_of(passage)
             if key and isinstance(passage, str):
-                self._passages.add(key, passage)
+                self._passages.add(key, passage, of_corpus=True)
             else:
                 dropped["non_string" if key is None else "empty_passages"] += 1
         return dropped
@@ -170,6 +197,11 @@ class CollectionBuilder:
                 rows.dropped["negatives_that_are_positives"] += false_negatives
                 rows.pairs = after
         return self.collection
+
+    @property
+    def respelled(self) -> dict[int, str]:
+        """Passage id to another punctuation that the passage came in, of those that came in several."""
+        return self._passages.respelled if isinstance(self._passages, _Passages) else {}
 
     def _check_kind(self, table: Table) -> None:
         """Whether the table can be joined to those before; the first one says what the collection is of."""
@@ -188,6 +220,8 @@ class CollectionBuilder:
         collection.graded, collection.sentences = table.graded, sentences
         if sentences and not self._added:
             collection.passages, self._passages = collection.queries, self._queries
+        elif table.graded and not self._added:
+            self._passages = _Texts(collection.passages)  # nothing is searched: a grade is that of one spelling
 
     def _add_graded(self, row: Row, row_id: str, kept: _Kept, dropped: Counter[str]) -> str | None:
         """Keeps the graded pair, or gives the reason why it is dropped.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ import numpy as np
 from embedtune.data.collection import Collection, Pairs
 from embedtune.data.files import iter_records
 from embedtune.data.records import Record
-from embedtune.data.spelling import text_key
+from embedtune.data.spelling import passage_key, text_key
 from embedtune.errors import DataError, brief
 from embedtune.paths import expanded
 
@@ -79,7 +79,7 @@ def _text(record: Record, name: str, path: Path) -> str:
 def apply_labels(labels: Sequence[Label], collection: Collection) -> Replaced:
     """Adds the candidates to the passages that answer their query, and takes out the positives that don't.
 
-    The texts are found by their `spelling.text_key`.
+    Queries are found by their `spelling.text_key`, passages by their `spelling.passage_key`.
 
     Returns:
         What to change in the rows, with `relabelled`.
@@ -89,14 +89,14 @@ def apply_labels(labels: Sequence[Label], collection: Collection) -> Replaced:
             each other.
     """
     queries = {text_key(text): number for number, text in enumerate(collection.queries)}
-    passages = {text_key(text): number for number, text in enumerate(collection.passages)}
+    passages = {passage_key(text): number for number, text in enumerate(collection.passages)}
     links: list[tuple[int, int]] = []
     replaced: Replaced = {}
     grades: list[float] = []
     for label in labels:
-        query = _found(label.query, queries, "query", label)
-        positive = _found(label.positive, passages, "positive", label)
-        candidate = _found(label.candidate, passages, "candidate", label)
+        query = _found(label.query, queries.get(text_key(label.query)), "query", label)
+        positive = _found(label.positive, passages.get(passage_key(label.positive)), "positive", label)
+        candidate = _found(label.candidate, passages.get(passage_key(label.candidate)), "candidate", label)
         if positive not in collection.qrels[query] or positive == candidate:
             raise DataError(
                 f"{label.origin}: the positive '{brief(label.positive)}' is "
@@ -120,8 +120,7 @@ def apply_labels(labels: Sequence[Label], collection: Collection) -> Replaced:
     return replaced
 
 
-def _found(text: str, known: Mapping[str, int], name: str, label: Label) -> int:
-    number = known.get(text_key(text))
+def _found(text: str, number: int | None, name: str, label: Label) -> int:
     if number is None:
         raise DataError(
             f"{label.origin}: the {name} '{brief(text)}' is not in the data; expected the suspects of these data. Give "

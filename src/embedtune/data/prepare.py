@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from embedtune.data.near import NearDuplicates, find_near_duplicates
 from embedtune.data.read import Columns, Split, Table, available_splits, read, read_passages
 from embedtune.data.split import Leaks, drop_leaks, split_by_passage, write_pairs
 from embedtune.data.trainable import check_graded, check_trainable
-from embedtune.errors import ConfigError, DataError
+from embedtune.errors import ConfigError, DataError, brief
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +126,26 @@ def _read_all(config: DataConfig, sources: dict[Split, str], notes: list[str], w
     dropped = Counter({"duplicate_pairs": 0, "leaked_pairs": 0, "near_duplicate_pairs": 0})
     if config.corpus is not None:
         dropped.update(builder.add_passages(read_passages(config.corpus)))
+    notes += respelled(builder)
     replaced = {} if config.labels is None else apply_labels(read_labels(config.labels), builder.collection)
     collection = builder.finish()
     for table in tables.values():
         dropped.update(table.dropped)
     return _Read(tables, collection, replaced, dropped)
+
+
+def respelled(builder: CollectionBuilder) -> list[str]:
+    """A sentence on the passages that came in several punctuations, if there are any, with the first of them."""
+    if not builder.respelled:
+        return []
+    number, other = next(iter(builder.respelled.items()))
+    kept = builder.collection.passages[number]
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(kept, other, strict=False)))
+    one, two = (brief(text[max(0, alike - 30) :], 60) for text in (kept, other))
+    return [
+        f"passages: {len(builder.respelled):,} came in several punctuations, each of which counts as one passage; the "
+        f"first: '{one}' and '{two}'"
+    ]
 
 
 def refuse_for_graded(config: DataConfig) -> None:

@@ -41,7 +41,7 @@ def held_out_task(splits: Splits) -> RetrievalTask:
 
 
 def dev_task(splits: Splits, *, size: int, seed: int) -> RetrievalTask:
-    """The questions of the dev split, asked of its passages and of as many others as make up `size`.
+    """The questions of the dev split, asked of its passages and of as many others as make up `size` (`dev_corpus`).
 
     Without the others the search would be too easy; with all of them it would take longer than the training between.
     """
@@ -51,9 +51,16 @@ def dev_task(splits: Splits, *, size: int, seed: int) -> RetrievalTask:
 
 
 def dev_corpus(splits: Splits, size: int) -> tuple[IdArray, IdArray, int]:
-    """The dev passages, the training passages beside them, and how many of these are searched too."""
+    """The dev passages, the passages that may be beside them, and how many of these are searched too.
+
+    Beside them may be all but those that answer a test question. In a corpus that was given, most of them are none that
+    the model trains on: to rank those behind the answers is what it is told to do, and would be no test.
+    """
     dev = np.unique(splits.dev.passage_ids)
-    others = np.setdiff1d(splits.train.passage_ids, dev)
+    qrels = splits.collection.qrels
+    answers = [np.fromiter(qrels[query], dtype=np.int64) for query in np.unique(splits.test.query_ids).tolist()]
+    taken = np.concatenate([dev, splits.test.passage_ids, *answers])
+    others = np.setdiff1d(np.arange(len(splits.collection.passages)), taken)
     return dev, others, min(max(0, size - len(dev)), len(others))
 
 

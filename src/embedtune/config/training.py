@@ -79,7 +79,8 @@ class TrainingConfig:
     deterministic: bool = False
     """Have a GPU compute the same bits every time; slower. A CPU does in any case."""
     dev_corpus: int = 2_000
-    """Passages to search in at each dev evaluation: the dev passages, filled up with training passages."""
+    """Passages to search in at each dev evaluation: the dev passages, filled up with others that answer no test
+    question."""
 
     def __post_init__(self) -> None:
         require_usable(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,25 @@ class EvalOutput:
     """Suspected label errors, as JSON Lines."""
     questions: Path | None = None
     """What each question got, as JSON Lines."""
+    report: Path | None = None
+    """A page that the caller will make of the results; here it is only checked."""
 
-    def check(self, data: DataConfig) -> None:
+    def check(self, sources: Iterable[str | None]) -> None:
         """Whether they can be written, as far as their folders tell, and nothing that is read would be lost.
+
+        Args:
+            sources: what is read: files among them, those that are not given as `None`.
 
         Raises:
             OutputError: a folder does not exist, or is where a file should be, or a file is read or written twice.
         """
-        files = (("out", self.results), ("suspects", self.suspects), ("questions", self.questions))
-        read_from = [expanded(source) for source in (data.test, data.corpus, data.labels) if source]
+        files = (
+            ("out", self.results),
+            ("suspects", self.suspects),
+            ("questions", self.questions),
+            ("report", self.report),
+        )
+        read_from = [expanded(source) for source in sources if source]
         taken = [path for path in read_from if os.path.isfile(path)]
         for option, path in files:
             if path is not None and any(_same_file(path, other) for other in taken):
@@ -92,7 +102,7 @@ def evaluate_models(
         UserError: the data, a model or an output file can't be used.
     """
     reporter, out = reporter or SilentReporter(), out or EvalOutput()
-    out.check(data)
+    out.check((data.test, data.corpus, data.labels, *forgetting))
     if forgetting and not against:
         raise ConfigError("--forgetting compares two models.\nType:  --against MODEL --forgetting FILE")
     collection, test = _test_rows(data, reporter)

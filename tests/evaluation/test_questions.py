@@ -74,12 +74,19 @@ def test_nothing_that_is_read_is_written_over(
     st_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = ("test.jsonl", "corpus.jsonl", "labels.jsonl")
+    names = ("test.jsonl", "corpus.jsonl", "labels.jsonl", "similar.jsonl")
     for name in names:
         Path(name).write_text('{"question": "ba dor?", "passage": "kefin ligal", "label": "also"}\n')
     Path("link.jsonl").symlink_to("labels.jsonl")
     command = ["eval", str(st_folder), "--test", names[0], "--corpus", names[1], "--labels", names[2]]
-    outs = [("--out", "./test.jsonl"), ("--questions", str(tmp_path / "corpus.jsonl")), ("--suspects", "link.jsonl")]
+    command += ["--against", str(st_folder), "--forgetting", names[3]]
+    outs = [
+        ("--out", "./test.jsonl"),
+        ("--questions", str(tmp_path / "corpus.jsonl")),
+        ("--suspects", "link.jsonl"),
+        ("--report", "test.jsonl"),
+        ("--out", "similar.jsonl"),
+    ]
     for option, file in outs:
         assert main([*command, option, file]) == 2
         assert f"{option} {Path(file)} is another file of this command" in capsys.readouterr().err

@@ -91,7 +91,9 @@ def main(arguments: Sequence[str]) -> None:
         ),
         against=options.against,
         forgetting=options.forgetting,
-        out=EvalOutput(results=options.out, suspects=options.suspects, questions=options.questions),
+        out=EvalOutput(
+            results=options.out, suspects=options.suspects, questions=options.questions, report=options.report
+        ),
         seed=options.seed,
         reporter=console,
     )

@@ -18,6 +18,7 @@ from embedtune import phases
 from embedtune.config import (
     AdapterConfig,
     DataConfig,
+    EvaluationConfig,
     MiningConfig,
     ModelConfig,
     OutputConfig,
@@ -50,6 +51,7 @@ def six_and_six(pairs_file: Path, st_folder: Path, folder: Path) -> TrainConfig:
         training=TrainingConfig(
             lr=0.01, batch_size=16, epochs=1, mined_epochs=1, mined_batch_size=16, eval_steps=4, checkpoint_minutes=0.0
         ),
+        evaluation=EvaluationConfig(accept="any"),
         output=OutputConfig(out=folder / "run"),
     )
 

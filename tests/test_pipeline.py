@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
+from embedtune import saving
 from embedtune.config import (
     METRICS,
     AdapterConfig,
@@ -29,6 +30,7 @@ from embedtune.config import (
 )
 from embedtune.config_file import load_toml
 from embedtune.errors import OutputError, TrainingInterrupted
+from embedtune.evaluation.blending import Gain
 from embedtune.inference import evaluate_models
 from embedtune.models.load import load_encoder
 from embedtune.pipeline import train
@@ -57,6 +59,7 @@ def config(pairs_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:
         data=DataConfig(train=str(pairs_file)),
         model=ModelConfig(base=str(st_folder), device="cpu", precision="fp32"),
         training=TrainingConfig(max_steps=6, eval_steps=2, batch_size=16),
+        evaluation=EvaluationConfig(accept="any"),
         output=OutputConfig(out=tmp_path / "run"),
     )
 
@@ -138,7 +141,35 @@ def test_a_training_that_improves_nothing_hands_the_base_back_and_says_so_everyw
         card = (out / part / "README.md").read_text()
         assert said in card
         assert "Nothing of its training was kept" in card
-        assert "| none, as no step did better |" in card
+        assert "| none, as no step did better on the dev set |" in card
+
+
+@pytest.mark.parametrize("accept", ["clear", "any"])
+def test_a_gain_within_noise_hands_the_base_back_unless_any_is_accepted(
+    accept: Literal["clear", "any"], config: TrainConfig, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "gain", lambda points, seed: Gain(mean=0.01, ci95=(-0.03, 0.05), error=0.02))
+    learning = replace(config.training, lr=0.01, max_steps=40, eval_steps=10)
+    output, evaluation = replace(config.output, seed=5), EvaluationConfig(accept=accept)
+    results = train(replace(config, training=learning, output=output, evaluation=evaluation))
+    out = config.output.out
+    assert results["train"]["best_step"] > 0
+    assert results["blend"]["gain"] == {"mean": 0.01, "ci95": [-0.03, 0.05], "error": 0.02}
+    tuned, base = (SentenceTransformer(str(name), device="cpu") for name in (out / "model", config.model.base))
+    declined = results["blend"]["declined"]
+    assert declined == (accept == "clear")
+    assert np.array_equal(tuned.encode(sentences[:8]), base.encode(sentences[:8])) == declined
+    assert (out / "adapter").exists() != declined  # it would be told of with the base's numbers
+    card, page = (out / "model" / "README.md").read_text(), (out / "report.html").read_text()
+    if declined:
+        assert results["blend"]["used"] == 0
+        said = "What training gained on the dev set is within noise (NDCG@10 +0.010, standard error 0.020)"
+        assert all(said in text for text in (verdict(results), page, card))
+        assert "Nothing of its training was kept, as its gain on the dev set is within noise." in card
+        assert "but its gain is within noise, so nothing of the training was kept" in page
+    else:
+        assert results["blend"]["used"] == 1
+        assert "within noise" not in verdict(results) + page + card
 
 
 def test_the_model_and_the_adapter_have_cards_and_the_model_is_saved_again_with_its_own(

@@ -74,6 +74,11 @@ def dev_evaluation(
     return lambda encoder: evaluate(encoder, dev, texts)
 
 
+def dev_groups(splits: Splits, config: TrainingConfig, *, seed: int) -> IdArray | None:
+    """Which dev questions belong together, in the order of `dev_evaluation`'s values; `None` of graded pairs."""
+    return None if splits.collection.graded else dev_task(splits, size=config.dev_corpus, seed=seed).groups_Q
+
+
 def evaluate(
     encoder: Encoder, task: RetrievalTask, texts: Texts, reporter: Reporter | None = None, *, label: str = "evaluation"
 ) -> Evaluation:

@@ -17,7 +17,7 @@ from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import data_facts, loss_facts, train_facts
 from embedtune.loading import tokenize
-from embedtune.measuring import dev_evaluation, evaluate_others
+from embedtune.measuring import dev_evaluation, dev_groups, evaluate_others
 from embedtune.models.encoder import Encoder
 from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
@@ -88,12 +88,13 @@ def _train(
 
     reporter.stage("Test")
     # The base as published: an adapter that begins as zero may sit on weights in 4 bits.
-    weight = 1.0 if config.adapter.start_adapter else 0.0
+    weight, declined = 1.0 if config.adapter.start_adapter else 0.0, False
     if progress.best_step > 0:
         evaluate_dev = dev_evaluation(splits, texts, config.training, seed=seed)
-        sections["blend"] = blend(encoder, config, evaluate_dev, begun.general, reporter)
-        weight = sections["blend"]["used"]
-    saved = save(encoder, config, weight, splits.collection, folder, reporter)
+        groups_Q = dev_groups(splits, config.training, seed=seed)
+        sections["blend"] = blend(encoder, config, evaluate_dev, begun.general, reporter, groups_Q=groups_Q)
+        weight, declined = sections["blend"]["used"], sections["blend"]["declined"]
+    saved = save(encoder, config, weight, splits.collection, folder, reporter, adapter=not declined)
     tuned = exam.examine(saved.encoder, texts, begun.general, reporter, label="tuned model on the test set", sizes=True)
     if config.adapter.merge_into == "original":
         trained = exam.evaluate(encoder, texts, reporter, label="model as trained on the test set")

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from embedtune.config import TrainConfig
-from embedtune.data.collection import Collection
-from embedtune.evaluation.blending import WEIGHTS, blend_curve, blend_facts
+from embedtune.data.collection import Collection, IdArray
+from embedtune.evaluation.blending import WEIGHTS, blend_curve, blend_facts, gain
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.run import Evaluation
 from embedtune.evaluation.similarity import Similarity
@@ -44,8 +44,13 @@ def blend(
     evaluate_dev: Callable[[Encoder], Evaluation | Similarity],
     sets: list[GeneralSet],
     reporter: Reporter,
+    *,
+    groups_Q: IdArray | None = None,
 ) -> dict[str, Any]:
     """The curve from base to tuned on dev and the general sets, and the weight of the tuned model that is used.
+
+    That is 0 if the gain on dev is not clear and the config asks for that: the best of several evaluations on few
+    questions is easily a little above the base by chance.
 
     Args:
         encoder: the trained one.
@@ -53,6 +58,7 @@ def blend(
         evaluate_dev: measures an encoder on the dev set, from `dev_evaluation`. The test set has no part in it.
         sets: from `general_sets`.
         reporter: is told how it goes.
+        groups_Q: which dev questions belong together, from `dev_groups`.
     """
     metric, given, seed = config.training.metric, config.evaluation.blend, config.output.seed
     with reporter.counting("between base and tuned, on the dev set", len(WEIGHTS)) as advance:
@@ -62,6 +68,7 @@ def blend(
             sets,
             metric=metric,
             into_original=config.adapter.merge_into == "original",
+            groups_Q=groups_Q,
             on_done=advance,
         )
     facts = blend_facts(points, metric=metric, used=1.0, seed=seed)
@@ -69,29 +76,47 @@ def blend(
     facts["used"] = used = recommended if given == "auto" else given
     curve = ", ".join(f"{point.weight:g}: {point.dev:.4f} / {point.forgetting:.4f}" for point in points)
     reporter.note(f"weight of the tuned model: dev {metric} / mean of the general sets   {curve}")
+    found = gain(points, seed=seed)
+    facts["gain"] = found.facts()
+    facts["declined"] = config.evaluation.accept == "clear" and not found.clear and not config.adapter.start_adapter
+    if facts["declined"]:
+        facts["used"] = 0.0
+        reporter.warn(
+            f"the gain on dev is within its standard error ({metric} {found.mean:+.4f}, error {found.error:.4f}), so "
+            "the base is saved as it was. For the tuned model, type:  --accept any"
+        )
+        return facts
     hint = "" if used == recommended else f"; --blend {recommended:g} is recommended, by dev and the general sets"
     reporter.note(f"saved with weight {used:g}{hint}")
     return facts
 
 
 def save(
-    encoder: Encoder, config: TrainConfig, weight: float, collection: Collection, folder: RunFolder, reporter: Reporter
+    encoder: Encoder,
+    config: TrainConfig,
+    weight: float,
+    collection: Collection,
+    folder: RunFolder,
+    reporter: Reporter,
+    *,
+    adapter: bool = True,
 ) -> Saved:
     """Adapter and merged model to disk, and the proof that what lies there is what was trained.
 
     Args:
         encoder: the trained one.
         config: of the run.
-        weight: of the tuned model in what is saved, 1 for all of it. The adapter is saved as trained in any case.
+        weight: of the tuned model in what is saved, 1 for all of it. The adapter is saved as trained whatever it is.
         collection: whose first passages are embedded for the proof.
         folder: of the run.
         reporter: is told how it went.
+        adapter: whether the adapter is saved, if there is one.
 
     Raises:
         ExportMismatchError: the saved model does not embed as it should.
     """
     into_original = config.adapter.merge_into == "original"
-    if encoder.adapter is not None:
+    if encoder.adapter is not None and adapter:
         save_adapter(encoder, folder.adapter)
     save_merged(encoder, folder.model, into_original=into_original, weight=weight)
     passages = collection.passages[:TEXTS_CHECKED]

@@ -6,6 +6,7 @@ Shapes: `Q` dev queries.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from peft import PeftModel
 
 from embedtune.data.collection import Collection
-from embedtune.evaluation.blending import BlendPoint, blend_curve, blend_facts, recommend
+from embedtune.evaluation.blending import BlendPoint, blend_curve, blend_facts, gain, recommend
 from embedtune.evaluation.forgetting import mean_score, measure
 from embedtune.evaluation.general import GeneralSet, SimilaritySet
 from embedtune.evaluation.run import Evaluation, evaluate_embeddings, retrieval_task
@@ -59,6 +60,32 @@ def test_a_small_dev_set_does_not_hand_back_the_base() -> None:
 
 def test_no_gain_on_dev_gives_the_base() -> None:
     assert recommend(curve((0.8, 0.75, 0.7, 0.65, 0.6), (0.9, 0.88, 0.86, 0.84, 0.8)), seed=0) == 0.0
+
+
+def test_a_gain_is_clear_above_its_standard_error() -> None:
+    clear = gain(curve((0.5, 0.9, 0.9, 0.9, 0.56), (0.9,) * 5, noise=0.4), seed=0)
+    assert clear.mean == pytest.approx(0.06)
+    assert clear.error == pytest.approx(0.4 * 2**0.5 / 400**0.5, rel=0.1)
+    assert clear.ci95[0] < clear.mean - 1.9 * clear.error
+    assert clear.clear
+    assert not gain(curve((0.5, 0.9, 0.9, 0.9, 0.52), (0.9,) * 5, noise=0.4), seed=0).clear
+    assert not gain(curve((0.5, 0.9, 0.9, 0.9, 0.44), (0.9,) * 5, noise=0.01), seed=0).clear
+    with pytest.raises(ValueError, match="no points"):
+        gain([], seed=0)
+
+
+def test_questions_that_belong_together_count_as_one() -> None:
+    """The same numbers four times over are no more certain for it."""
+    points = curve((0.5, 0.5, 0.5, 0.5, 0.53), (0.9,) * 5, queries=100, noise=0.2)
+    single = gain(points, seed=0)
+    fourfold = [replace(p, dev_Q=np.tile(p.dev_Q, 4), groups_Q=np.tile(np.arange(100), 4)) for p in points]
+    assert gain(fourfold, seed=0).error == pytest.approx(single.error, rel=0.02)
+    assert gain([replace(p, groups_Q=None) for p in fourfold], seed=0).error == pytest.approx(
+        single.error / 2, rel=0.02
+    )
+    one_group = [replace(p, groups_Q=np.zeros(400, dtype=np.int64)) for p in fourfold]
+    assert gain(one_group, seed=0).error == 0
+    assert gain(one_group, seed=0).clear  # there is nothing against it
 
 
 def test_points_in_any_order() -> None:

@@ -51,6 +51,15 @@ def test_a_run_that_could_not_improve_says_that_the_base_model_was_saved() -> No
     )
 
 
+def test_a_gain_within_noise_says_that_the_base_model_was_saved() -> None:
+    blend = {"declined": True, "gain": {"mean": 0.012, "ci95": [-0.02, 0.05], "error": 0.02}}
+    known = {**results(tuned=0.6, ci95=(0.0, 0.0), p_value=1.0), "train": {"best_step": 20}, "blend": blend}
+    assert verdict(known) == (
+        "What training gained on the dev set is within noise (NDCG@10 +0.012, standard error 0.020), so the base model "
+        "is what was saved: NDCG@10 on 168 held-out questions is 0.600, as it was."
+    )
+
+
 def test_where_training_began_with_another_model_than_the_base_both_are_told() -> None:
     """With an adapter that was to be trained further, or where the base was measured in 4 bits."""
     known = {**results(tuned=0.58, ci95=(-0.05, 0.01), p_value=0.2), "train": {"best_step": 0}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from embedtune.checks import require, require_usable
+from embedtune.checks import require, require_choice, require_usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,12 @@ class EvaluationConfig:
     blend: float | Literal["auto"] = 1.0
     """Weight of the tuned model in what is saved, from 0 (the base) to 1; auto takes the one recommended on the dev set
     and the forgetting sets."""
+    accept: Literal["clear", "any"] = "clear"
+    """Which gain on the dev set makes the tuned model the saved one, and not the base: clear, one above its own
+    standard error; any, however small."""
 
     def __post_init__(self) -> None:
         require_usable(self)
+        require_choice(self, "accept")
         in_range = isinstance(self.blend, (int, float)) and not isinstance(self.blend, bool) and 0 <= self.blend <= 1
         require(self.blend == "auto" or in_range, "blend", self.blend, "a number from 0 to 1, or auto")

@@ -9,6 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy import special
+
+from embedtune.data.collection import IdArray
 from embedtune.evaluation.forgetting import mean_score, measure, spearman_interval
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.metrics import FloatArray
@@ -35,6 +39,8 @@ class BlendPoint:
     """Mean score on the forgetting sets; higher is better."""
     grades_Q: FloatArray | None = None
     """Of graded dev pairs, with whose order the cosines' is compared."""
+    groups_Q: IdArray | None = None
+    """Of dev questions, which of them belong together (`RetrievalTask.groups_Q`)."""
 
     @property
     def dev(self) -> float:
@@ -51,6 +57,7 @@ def blend_curve(
     metric: str,
     weights: Sequence[float] = WEIGHTS,
     into_original: bool = False,
+    groups_Q: IdArray | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> list[BlendPoint]:
     """Measure the models between base and tuned, one after another. The test set has no part in it.
@@ -62,6 +69,7 @@ def blend_curve(
         metric: Of the dev set.
         weights: Which models; ascending.
         into_original: As in `Encoder.merged`.
+        groups_Q: Which dev questions belong together; each is one of its own if not given.
         on_done: Called with 1 after each weight.
     """
     points = []
@@ -70,7 +78,7 @@ def blend_curve(
         if isinstance(found, Similarity):
             point = BlendPoint(weight=weight, dev_Q=found.cosines_N, forgetting=kept, grades_Q=found.grades_N)
         else:
-            point = BlendPoint(weight=weight, dev_Q=found.per_query[metric], forgetting=kept)
+            point = BlendPoint(weight=weight, dev_Q=found.per_query[metric], forgetting=kept, groups_Q=groups_Q)
         points.append(point)
         if on_done is not None:
             on_done(1)
@@ -105,6 +113,42 @@ def recommend(points: Sequence[BlendPoint], *, seed: int) -> float:
     return max(fit, key=lambda point: (point.forgetting, point.dev, point.weight)).weight
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What a model has more on dev than the one of the lowest weight."""
+
+    mean: float
+    ci95: tuple[float, float]
+    """95 % confidence interval of the mean."""
+    error: float
+    """Its standard error; 0 if that can't be told, as all questions belong together."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is above what noise easily comes to."""
+        return self.mean > self.error
+
+    def facts(self) -> dict[str, Any]:
+        """What `results.json` says of it."""
+        return {"mean": self.mean, "ci95": list(self.ci95), "error": self.error}
+
+
+def gain(points: Sequence[BlendPoint], *, seed: int) -> Gain:
+    """What the model of the highest weight gains on dev over the one of the lowest.
+
+    Raises:
+        ValueError: There are no points.
+    """
+    if not points:
+        raise ValueError("got no points, expected at least one")
+    base, tuned = (pick(points, key=lambda point: point.weight) for pick in (min, max))
+    low, high = _interval(base, tuned, seed)
+    errors = 1.96  # half of the interval; Student's t has more where there are few groups
+    if base.groups_Q is not None:
+        errors = float(special.stdtrit(max(1, len(np.unique(base.groups_Q)) - 1), 0.975))
+    return Gain(mean=tuned.dev - base.dev, ci95=(low, high), error=(high - low) / 2 / errors)
+
+
 def blend_facts(points: Sequence[BlendPoint], *, metric: str, used: float, seed: int) -> dict[str, Any]:
     """For the results: the curve, the recommended weight, and the one of the model that was saved."""
     curve = [{"weight": point.weight, "dev": point.dev, "forgetting": point.forgetting} for point in points]
@@ -112,8 +156,12 @@ def blend_facts(points: Sequence[BlendPoint], *, metric: str, used: float, seed:
 
 
 def _within_noise(point: BlendPoint, best: BlendPoint, seed: int) -> bool:
-    if best.grades_Q is not None:
-        low, high = spearman_interval(best.dev_Q, point.dev_Q, best.grades_Q, seed=seed)
-    else:
-        low, high = paired_difference(best.dev_Q, point.dev_Q, seed=seed).ci95
+    low, high = _interval(best, point, seed)
     return low <= 0 <= high
+
+
+def _interval(one: BlendPoint, other: BlendPoint, seed: int) -> tuple[float, float]:
+    """95 % interval of what the other one has more on dev."""
+    if one.grades_Q is not None:
+        return spearman_interval(one.dev_Q, other.dev_Q, one.grades_Q, seed=seed)
+    return paired_difference(one.dev_Q, other.dev_Q, seed=seed, groups_Q=one.groups_Q).ci95

@@ -9,7 +9,16 @@ from typing import Any, Literal
 from embedtune.report.goals import goal
 from embedtune.report.systems import further_models, lead, reference, reference_phrase, short_model_name
 from embedtune.report.text import counted, metric_name, shortened
-from embedtune.report.verdict import METRIC, Outcome, kept_nothing, outcome, signed, too_small, verdict
+from embedtune.report.verdict import (
+    METRIC,
+    Outcome,
+    kept_nothing,
+    outcome,
+    signed,
+    too_small,
+    verdict,
+    why_nothing_kept,
+)
 
 Answer = Literal["yes", "no", "open", "higher", "lower", "none", "loss"]
 
@@ -82,7 +91,7 @@ def recommendation(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
     of = goal(results)
     gain = outcome(results["delta"][of.metric])
     if kept_nothing(results) and gain != "better":
-        return "No: nothing of the training was kept, as no step did better on the dev set."
+        return f"No: nothing of the training was kept, as {why_nothing_kept(results)}."
     if gain == "worse":
         return f"No: it {of.loses} than the base model."
     if gain == "open":

@@ -31,7 +31,7 @@ from embedtune.report.goals import RETRIEVAL, Goal, goal
 from embedtune.report.questions import questions, suspects
 from embedtune.report.systems import lead, lead_phrase, reference
 from embedtune.report.text import Facts, count, duration, gibibytes, metric_name, present, rate, shortened, typeset
-from embedtune.report.verdict import kept_nothing, too_small
+from embedtune.report.verdict import kept_nothing, too_small, why_nothing_kept
 
 LONGEST_FACT = 300
 """Characters of a name or a path."""
@@ -76,7 +76,7 @@ def build_html(results: Mapping[str, Any], folder: Path) -> str:
         cost=cost(results),
         sizes=sizes(results),
         training=_training_charts(train, of),
-        checkpoint=_checkpoint(train),
+        checkpoint=_checkpoint(results),
         audit=audit(results["data"], of),
         usage=_usage(str(folder / "model") if trained else results["base_model"], of),
         reproduce=f"embedtune train --config {shlex.quote(str(folder / 'config.toml'))} --out ANOTHER_FOLDER",
@@ -124,8 +124,9 @@ def _training_charts(train: Mapping[str, Any], of: Goal) -> list[tuple[str, Mark
     return charts
 
 
-def _checkpoint(train: Mapping[str, Any]) -> str:
+def _checkpoint(results: Mapping[str, Any]) -> str:
     """Which checkpoint became the model, and what that says about the settings."""
+    train = results.get("train", {})
     best, steps, evaluations = train.get("best_step"), train.get("steps"), len(train.get("dev") or [])
     if best is None or not evaluations:
         return ""
@@ -133,6 +134,12 @@ def _checkpoint(train: Mapping[str, Any]) -> str:
         return (
             "No evaluation on the dev set was better than that before the first step, so nothing of the training "
             "was kept. Another learning rate, more pairs or more epochs may change that."
+        )
+    if kept_nothing(results):
+        return (
+            f"The model of step {best:,} was the best of {evaluations} evaluations on the dev set, but its gain is "
+            "within noise, so nothing of the training was kept. More dev pairs tell smaller gains; --accept any keeps "
+            "all."
         )
     hint = " It is the last one: more epochs may gain more." if best == steps else ""
     return f"The model of step {best:,} was kept, the best of {evaluations} evaluations on the dev set.{hint}"
@@ -147,7 +154,7 @@ def _four_bit(results: Mapping[str, Any]) -> list[str]:
     if quantization["base_measured_in_4_bits"]:
         paragraphs.append("The base model too was measured in 4 bits, to save memory (--memory low).")
     if merge is None and kept_nothing(results):
-        paragraphs.append("Nothing of the training was kept, as no step did better on the dev set.")
+        paragraphs.append(f"Nothing of the training was kept, as {why_nothing_kept(results)}.")
     elif merge is None:
         paragraphs.append("The saved model is the adapter merged into the dequantised weights that it was trained on.")
     else:

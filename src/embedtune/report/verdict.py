@@ -48,11 +48,20 @@ def verdict(results: Mapping[str, Any]) -> str:
 
 
 def kept_nothing(results: Mapping[str, Any]) -> bool:
-    """Whether no step did better on the dev set than the model that the training began with.
+    """Whether no step did better on the dev set than the model that the training began with, or not by enough.
 
     The base model as published was saved then, or with the adapter that was to be trained further.
     """
-    return bool(results.get("train", {}).get("best_step") == 0)
+    return bool(results.get("train", {}).get("best_step") == 0) or _declined(results)
+
+
+def why_nothing_kept(results: Mapping[str, Any]) -> str:
+    """Why `kept_nothing`, to be said behind "as"."""
+    return "its gain on the dev set is within noise" if _declined(results) else "no step did better on the dev set"
+
+
+def _declined(results: Mapping[str, Any]) -> bool:
+    return bool(results.get("blend", {}).get("declined"))
 
 
 def too_small(results: Mapping[str, Any]) -> str | None:
@@ -107,6 +116,13 @@ def _nothing_kept(results: Mapping[str, Any]) -> str:
     of = goal(results)
     items, difference = of.counted(of.number(results)).replace(" ", " held-out "), results["delta"][of.metric]
     before, after = results["base"][of.metric], results["tuned"][of.metric]
+    if _declined(results):
+        gain = results["blend"]["gain"]
+        return (
+            f"What training gained on the dev set is within noise ({of.name} {signed(gain['mean'])}, standard error "
+            f"{gain['error']:.3f}), so the base model is what was saved: {of.name} on {items} is {after:.3f}, as it was"
+            f"{_bm25_ahead(results)}{_hybrid_ahead(results)}."
+        )
     if not any(round(value, 4) for value in (difference["mean"], *difference["ci95"])):
         found = "the base model, so the base model is what was saved"
         measured = f"{of.name} on {items} is {after:.3f}, as it was"

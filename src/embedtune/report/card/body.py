@@ -20,7 +20,7 @@ from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, 
 from embedtune.report.card.settings import loss_in_words, portable_toml
 from embedtune.report.card.usage import CardModel, loading, usage, usage_notes
 from embedtune.report.goals import goal
-from embedtune.report.verdict import kept_nothing, verdict
+from embedtune.report.verdict import kept_nothing, verdict, why_nothing_kept
 
 _VERSIONS = ("torch", "transformers", "sentence-transformers", "peft")
 
@@ -120,7 +120,7 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     trained, total = train.get("trainable_parameters"), train.get("total_parameters")
     versions = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
     blend = results.get("blend", {}).get("used", 1)
-    kept = "none, as no step did better" if kept_nothing(results) else _count(train.get("best_step"))
+    kept = f"none, as {why_nothing_kept(results)}" if kept_nothing(results) else _count(train.get("best_step"))
     facts = {
         "Pairs trained on": _count(data.get("train_pairs")),
         "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),

@@ -8,7 +8,7 @@ from typing import Any
 from embedtune.report.card.markdown import text
 from embedtune.report.card.metadata import dataset_id
 from embedtune.report.goals import RETRIEVAL, SIMILARITY, goal
-from embedtune.report.verdict import METRIC, kept_nothing, outcome, signed
+from embedtune.report.verdict import METRIC, kept_nothing, outcome, signed, why_nothing_kept
 
 FEW_QUESTIONS = 50
 _GROUPS = {
@@ -90,7 +90,7 @@ def _outcome(results: Mapping[str, Any]) -> list[str]:
     difference = results.get("delta", {}).get(of.metric)
     found = []
     if kept_nothing(results):
-        found.append("Nothing of its training was kept, as no step did better on the dev set.")
+        found.append(f"Nothing of its training was kept, as {why_nothing_kept(results)}.")
     if difference is not None and outcome(difference) == "worse":
         found.append(f"It is worse than its base model on the held-out {of.item}s: use the base model instead.")
     if difference is not None and outcome(difference) == "open" and not kept_nothing(results):

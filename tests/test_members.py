@@ -1,4 +1,4 @@
-"""Several trainings in a run: each is a training of its own, their mean is kept, and a stopped run goes on to the same."""
+"""Several trainings in a run: each is one of its own, their mean is kept, and a stopped run goes on to the same."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder
 from torch import Tensor
 from transformers import AutoModel
 
@@ -28,6 +29,7 @@ from embedtune.config import (
 )
 from embedtune.config_file import load_toml
 from embedtune.errors import ConfigError, TrainingInterrupted
+from embedtune.models.cross_encoder import score_pairs
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
 from embedtune.training.loop import Trainer
@@ -64,7 +66,7 @@ def whole(config: TrainConfig) -> Run:
 def at(config: TrainConfig, out: Path, **sections: Mapping[str, Any]) -> TrainConfig:
     """The config for another folder, with other settings."""
     changed = {name: replace(getattr(config, name), **dict(values)) for name, values in sections.items()}
-    return replace(config, **changed, output=OutputConfig(out=out))  # type: ignore[arg-type]
+    return replace(config, **changed, output=OutputConfig(out=out))
 
 
 def resumed(config: TrainConfig, reporter: SilentReporter | None = None) -> dict[str, Any]:
@@ -215,7 +217,12 @@ def test_a_run_that_is_stopped_twice_and_one_whose_trainings_are_over_train_noth
         resumed(stopped, StopsAfter(4, training=3))
     taken: list[int] = []
     step = Trainer._timed_step
-    monkeypatch.setattr(Trainer, "_timed_step", lambda self, state: (taken.append(1), step(self, state)))
+
+    def counting(self: Trainer, state: Any) -> None:
+        taken.append(state.progress.step)
+        step(self, state)
+
+    monkeypatch.setattr(Trainer, "_timed_step", counting)
     assert outcome(stopped, resumed(stopped)) == outcome(config, results)
     assert len(taken) == 2
     assert outcome(stopped, resumed(stopped)) == outcome(config, results)
@@ -325,13 +332,13 @@ def test_a_teacher_is_asked_once(
         row["negative"] = rows[(number + 7) % len(rows)]["positive"]
     given = tmp_path / "pairs.jsonl"
     given.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from embedtune.training import teacher
-
     asked: list[int] = []
-    score = teacher.score_pairs
-    monkeypatch.setattr(
-        teacher, "score_pairs", lambda model, texts, **named: (asked.append(1), score(model, texts, **named))[1]
-    )
+
+    def counting(model: CrossEncoder, texts: Any, **named: Any) -> Any:
+        asked.append(len(texts))
+        return score_pairs(model, texts, **named)
+
+    monkeypatch.setattr("embedtune.training.teacher.score_pairs", counting)
     taught = at(
         config,
         tmp_path / "run",

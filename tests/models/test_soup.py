@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -76,9 +77,7 @@ def test_the_mean_is_that_of_the_merged_weights(
     weights = members(encoder, 3)
     merged = [become(encoder, own) for own in weights]
     expected = {name: torch.stack([state[name].double() for state in merged]).mean(0) for name in merged[0]}
-    assert (expected["0.model.encoder.layer.0.attention.self.query.weight"] - merged[0][
-        "0.model.encoder.layer.0.attention.self.query.weight"
-    ]).abs().max() > 0.01  # fmt: skip
+    assert max((expected[name] - tensor).abs().max().item() for name, tensor in merged[0].items()) > 0.01
     assert has_mean(encoder.adapter)
     take_mean(encoder, encoder.adapter, weights)
     for name, tensor in encoder.merged().state_dict().items():
@@ -107,13 +106,9 @@ def test_an_adapter_with_ranks_of_its_own_for_some_layers_has_its_mean(
     """As others may have written it."""
     first = attach(load(st_folder), **options)
     assert first.adapter is not None
-    config = first.adapter.peft_config["default"]
+    config: Any = first.adapter.peft_config["default"]
     config.rank_pattern, config.alpha_pattern = {"query": 2}, {"query": 3.0}
-    from peft import get_peft_model
-
-    other = load(st_folder)
-    adapted = get_peft_model(other.backbone, config)
-    adapted.save_pretrained(str(tmp_path / "given"))
+    get_peft_model(load(st_folder).backbone, config).save_pretrained(str(tmp_path / "given"))
     encoder = load(st_folder)
     encoder.keep_adapter(load_adapter(encoder, str(tmp_path / "given")))
     weights = members(encoder, 2)

@@ -33,6 +33,7 @@ from embedtune.models.cross_encoder import score_pairs
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
 from embedtune.training.loop import Trainer
+from embedtune.training.signals import StopRequest
 from tests.interrupts import StopsAfter
 
 pytestmark = pytest.mark.usefixtures("few_general_texts")
@@ -204,6 +205,26 @@ def test_a_run_stopped_in_any_training_goes_on_to_the_same_weights(
     with pytest.raises(TrainingInterrupted, match=f"training {training} of 3: stopped at step {step} of 6"):
         train(stopped, StopsAfter(step, training=training))
     assert outcome(stopped, resumed(stopped)) == outcome(config, results)
+
+
+def test_the_time_given_is_that_of_all_trainings(whole: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config, results = whole
+    timed, taken = at(config, tmp_path / "run", training={"max_time": "1h"}), list[int]()
+    step = Trainer._timed_step
+
+    def counting(self: Trainer, state: Any) -> None:
+        taken.append(state.progress.step)
+        step(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_timed_step", counting)
+        patch.setattr(StopRequest, "seconds_left", property(lambda _: 0.0 if len(taken) == 9 else 3600.0))
+        with pytest.raises(
+            TrainingInterrupted, match="training 2 of 3: --max-time 1h: stopped at step 3 of 6"
+        ) as caught:
+            train(timed)
+    assert caught.value.exit_code == 75
+    assert outcome(timed, resumed(timed)) == outcome(config, results)
 
 
 def test_a_run_that_is_stopped_twice_and_one_whose_trainings_are_over_train_nothing_twice(

@@ -113,17 +113,16 @@ def _keep(trainers: Sequence[Trainer], progress: Sequence[Progress], encoder: En
     if len(better) > 1 and not has_mean(encoder.adapter):
         better = [max(better, key=lambda number: progress[number].best_metric)]
         reporter.note(f"an adapter like this (DoRA) has no mean, so training {better[0] + 1} is kept, the best on dev")
-    weights = _best_weights([trainers[number] for number in better], [progress[number] for number in better])
+    model = trainers[0].model
+
+    def best_weights() -> Iterator[Mapping[str, Tensor]]:
+        for number in better:
+            trainers[number].checkpoints.load_weights(progress[number].best_step, model)
+            yield trainable_tensors(model)
+
     if len(better) > 1:
-        take_mean(trainers[0].model, encoder.adapter, weights)
+        take_mean(model, encoder.adapter, best_weights())
         reporter.note(f"the weights are now the mean of {len(better)} trainings")
-    else:
-        list(weights)
+    elif better:
+        next(best_weights())
     return better
-
-
-def _best_weights(trainers: Sequence[Trainer], progress: Sequence[Progress]) -> Iterator[Mapping[str, Tensor]]:
-    """Put each training's best weights into the model, one after another."""
-    for trainer, member in zip(trainers, progress, strict=True):
-        trainer.checkpoints.load_weights(member.best_step, trainer.model)
-        yield trainable_tensors(trainer.model)

@@ -11,15 +11,16 @@ from embedtune.progress import SilentReporter, TrainingReporter
 
 
 class StopsAfter(SilentReporter):
-    """Presses Ctrl-C after a step."""
+    """Presses Ctrl-C after a step, of the first training or a later one."""
 
-    def __init__(self, step: int) -> None:
-        self._step = step
+    def __init__(self, step: int, *, training: int = 1) -> None:
+        self._step, self._trainings_before = step, training - 1
 
     @contextmanager
     def training(self, *, done: int, steps: int) -> Iterator[TrainingReporter]:
         with super().training(done=done, steps=steps) as silent:
-            yield _Presses(silent, self._step)
+            yield silent if self._trainings_before else _Presses(silent, self._step)
+        self._trainings_before -= 1
 
 
 class _Presses:

@@ -200,6 +200,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (TrainingConfig, "max_steps", 0),
         (TrainingConfig, "eval_steps", 0),
         (TrainingConfig, "patience", 0),
+        (TrainingConfig, "trainings", 0),
         (TrainingConfig, "accumulate", 0),
         (TrainingConfig, "warmup_fraction", 1.0),
         (TrainingConfig, "weight_decay", -1.0),

@@ -1,5 +1,4 @@
-"""Training with mined negatives: what is mined, that it is used, that two such phases are averaged, and that a stopped
-run goes on to the same weights."""
+"""Training with mined negatives: what is mined, that it is used, and that a stopped run goes on to the same weights."""
 
 from __future__ import annotations
 
@@ -11,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from embedtune import phases
 from embedtune.config import (
-    AdapterConfig,
     DataConfig,
     EvaluationConfig,
     MiningConfig,
@@ -28,10 +24,7 @@ from embedtune.config import (
 from embedtune.config_file import load_toml
 from embedtune.errors import ConfigError, ModelError, StorageError, TrainingInterrupted
 from embedtune.pipeline import train
-from embedtune.progress import SilentReporter
-from embedtune.training.averaging import average_with
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Trainer
 from tests.interrupts import StopsAfter
 
 pytestmark = pytest.mark.usefixtures("few_general_texts")
@@ -56,27 +49,8 @@ def six_and_six(pairs_file: Path, st_folder: Path, folder: Path) -> TrainConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def thorough(
-    pairs_file: Path, st_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainConfig, dict[str, Any]]:
-    """A finished run of six steps, six with negatives, and these six again from where they began; its results."""
-    config = six_and_six(pairs_file, st_folder, tmp_path_factory.mktemp("thorough"))
-    config = replace(config, training=replace(config.training, recipe="thorough", keep_last=20, eval_steps=5))
-    return config, train(config)
-
-
 def adapter(out: Path) -> bytes:
     return (out / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def weights(out: Path, name: str) -> dict[str, torch.Tensor]:
-    """Of a file in the folder of checkpoints."""
-    return load_file(out / "checkpoints" / f"{name}.safetensors")
-
-
-def equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
-    return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
 
 
 def read_rows(out: Path, name: str) -> list[dict[str, str]]:
@@ -112,130 +86,23 @@ def test_the_second_phase_trains_with_what_the_first_one_s_model_mined(
     assert again["mining"] == results["mining"]
 
 
-def test_the_thorough_recipe_keeps_the_mean_of_two_phases_from_the_same_weights_and_negatives(
-    thorough: tuple[TrainConfig, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config, results = thorough
-    seen: list[tuple[dict[str, torch.Tensor], Any, list[int]]] = []
-    ends: list[dict[str, torch.Tensor]] = []
-    step = Trainer._timed_step
-
-    def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-    def spying(self: Trainer, state: Any) -> None:
-        assert isinstance(self.objective, ContrastiveObjective)
-        rows = [row for batch in state.batches[state.progress.step] for row in batch]
-        seen.append((trained(self.model), self.objective.pairs.negative_ids, rows))
-        step(self, state)
-
-    def averaging(model: torch.nn.Module, others: Any) -> None:
-        ends.append(trained(model))
-        average_with(model, others)
-
-    monkeypatch.setattr(Trainer, "_timed_step", spying)
-    monkeypatch.setattr("embedtune.phases.average_with", averaging)
-    again = train(replace(config, output=OutputConfig(out=tmp_path / "run")))
-    out = config.output.out
-    assert again["train"]["loss"] == results["train"]["loss"]
-    (first, negatives, rows), (second, same, others) = seen[6], seen[12]
-    assert equal(first, second)
-    assert equal(first, weights(out, "step-00000006/weights"))
-    assert negatives == same
-    assert any(negatives)
-    assert rows != others
-    (end,) = ends
-    kept, mean = weights(out, "end-1"), weights(out, "step-00000018/weights")
-    assert equal(kept, weights(out, "step-00000012/weights"))
-    assert not equal(kept, end)
-    assert equal(mean, {name: (kept[name] + end[name]) / 2 for name in end})
-    assert [(phase["mines"], phase["again"]) for phase in results["train"]["phases"]] == [
-        (False, False),
-        (True, False),
-        (False, True),
-    ]
-    assert len(results["mining"]) == 1
-    assert load_toml(out / "config.toml").training.mined_epochs == 1
-
-
-@pytest.mark.parametrize("step", [3, 6, 9, 12, 15, 18])
-def test_a_thorough_run_stopped_at_any_point_goes_on_to_the_same_weights(
-    thorough: tuple[TrainConfig, dict[str, Any]], step: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("step", [3, 6, 9, 12])
+def test_a_run_stopped_at_any_point_goes_on_to_the_same_weights(config: TrainConfig, step: int, tmp_path: Path) -> None:
     """In each phase, at the end of each, and between the last step and its evaluation."""
-    config, whole = thorough
-    stopped = replace(config, output=OutputConfig(out=tmp_path / "run"))
+    whole = train(config)
+    stopped = replace(config, output=OutputConfig(out=tmp_path / "stopped"))
     with pytest.raises(TrainingInterrupted):
         train(stopped, StopsAfter(step))
     resumed = train(replace(stopped, output=replace(stopped.output, resume=True)))
-    assert weights_and_figures(stopped, resumed) == weights_and_figures(config, whole)
+    assert adapter(stopped.output.out) == adapter(config.output.out)
+    for key in ("loss", "dev"):
+        assert resumed["train"][key] == whole["train"][key]
+    assert (resumed["tuned"], resumed["mining"]) == (whole["tuned"], whole["mining"])
 
 
-def test_full_fine_tuning_is_averaged_and_goes_on_likewise(
-    thorough: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
-) -> None:
-    config = replace(thorough[0], adapter=AdapterConfig(method="full"))
-    config = replace(config, training=replace(config.training, lr=1e-3))
-    runs = [replace(config, output=OutputConfig(out=tmp_path / name)) for name in ("whole", "stopped")]
-    whole = train(runs[0])
-    with pytest.raises(TrainingInterrupted):
-        train(runs[1], StopsAfter(15))
-    resumed = train(replace(runs[1], output=replace(runs[1].output, resume=True)))
-    assert weights_and_figures(runs[1], resumed) == weights_and_figures(runs[0], whole)
-
-
-def weights_and_figures(config: TrainConfig, results: dict[str, Any]) -> list[Any]:
-    last = config.output.out / "checkpoints" / "step-00000018" / "weights.safetensors"
-    return [last.read_bytes(), results["train"]["loss"], results["train"]["dev"], results["tuned"], results["mining"]]
-
-
-@pytest.mark.parametrize(("name", "step"), [("start", 9), ("end", 15)])
-@pytest.mark.parametrize("damage", ["missing", "flipped"])
-def test_weights_to_go_back_to_or_to_average_that_cannot_be_read_end_a_resumed_run_at_once(
-    thorough: tuple[TrainConfig, dict[str, Any]],
-    name: str,
-    step: int,
-    damage: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = replace(thorough[0], output=OutputConfig(out=tmp_path / "run"))
-    with pytest.raises(TrainingInterrupted):
-        train(config, StopsAfter(step))
-    path = config.output.out / "checkpoints" / f"{name}-1.safetensors"
-    content = path.read_bytes()
-    path.unlink()
-    if damage == "flipped":
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    monkeypatch.setattr(Trainer, "_timed_step", lambda *_: pytest.fail("a step was taken"))
-    with pytest.raises(StorageError, match=rf"{name}-1\.safetensors: the weights that a phase .* can't be read"):
-        train(replace(config, output=replace(config.output, resume=True)))
-
-
-def test_a_run_that_loses_patience_in_the_second_of_two_phases_averages_nothing(
-    thorough: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
-) -> None:
-    class Notes(SilentReporter):
-        texts: list[str] = []  # noqa: RUF012
-
-        def note(self, text: str) -> None:
-            self.texts.append(text)
-
-    config = replace(thorough[0], output=OutputConfig(out=tmp_path / "run"))
-    patient = replace(config.training, lr=1e-9, mined_lr=None, patience=3)
-    reporter = Notes()
-    results = train(replace(config, training=patient), reporter)
-    assert (results["train"]["steps"], results["train"]["best_step"]) == (15, 0)
-    assert any("the mean of both ends takes their place" in text for text in reporter.texts), "it is the plan"
-    assert not any("are now the mean" in text for text in reporter.texts)
-
-
-def test_what_was_mined_is_told_by_a_run_that_was_stopped_after_its_last_step(
-    thorough: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
-) -> None:
-    config, whole = thorough
-    out = shutil.copytree(config.output.out, tmp_path / "run")
-    assert train(replace(config, output=OutputConfig(out=out, resume=True)))["mining"] == whole["mining"]
+def test_what_was_mined_is_told_by_a_run_that_was_stopped_after_its_last_step(config: TrainConfig) -> None:
+    whole = train(config)
+    assert train(replace(config, output=replace(config.output, resume=True)))["mining"] == whole["mining"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "other rows"])

@@ -225,6 +225,8 @@ def not_carried_over(config: TrainConfig) -> list[str]:
     if not training.mined_epochs:  # then nothing was mined, whatever the settings of it
         training = dataclasses.replace(training, mined_epochs=None, mined_lr=None, mined_batch_size=None)
         mining = type(mining)()
+    if training.trainings == 1:  # as the peer does
+        training = dataclasses.replace(training, trainings=None)
     config = dataclasses.replace(config, loss=loss, training=training, mining=mining)
     names = []
     for section in dataclasses.fields(config):

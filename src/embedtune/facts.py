@@ -13,13 +13,12 @@ from embedtune.data.collection import Collection, Pairs
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts, length_statistics
 from embedtune.evaluation.run import RetrievalTask
-from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.hardware import peak_memory_bytes
 from embedtune.models.source import looks_like_a_folder
-from embedtune.training.checkpoint import Progress
 from embedtune.training.objective import WithScale
 from embedtune.training.plan import Plan
+from embedtune.training.reached import Reached
 
 
 def data_facts(splits: Splits) -> dict[str, Any]:
@@ -84,26 +83,34 @@ def _from_hub(model: ModelConfig) -> bool:
     return not looks_like_a_folder(model.base)
 
 
-def train_facts(progress: Progress, plan: Plan, metric: str, encoder: Encoder) -> dict[str, Any]:
-    """The section "train": steps, speed, memory and curves."""
-    trainable, total = trainable_parameters(encoder)
+def train_facts(reached: Reached, plan: Plan, metric: str, encoder: Encoder) -> dict[str, Any]:
+    """The section "train": steps, speed, memory and curves of all trainings as one, and what each of them reached."""
     return {
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "improved": progress.best_step > 0,
+        "steps": reached.steps,
+        "best_step": reached.best_step,
+        "improved": reached.best_step > 0,
+        "members": [
+            {
+                "steps": member.step,
+                "best_step": member.best_step,
+                "best_metric": member.best_metric,
+                "kept": number in reached.kept,
+            }
+            for number, member in enumerate(reached.members)
+        ],
         "batch_size": plan.batch_size,
         "phases": [asdict(phase) for phase in plan.phases],
         "metric": metric,
-        "pairs": progress.pairs,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        "pairs_per_second": progress.pairs / progress.seconds,
-        "tokens_per_second": progress.tokens / progress.seconds,
+        "pairs": reached.pairs,
+        "tokens": reached.tokens,
+        "seconds": reached.seconds,
+        "pairs_per_second": reached.pairs / reached.seconds,
+        "tokens_per_second": reached.tokens / reached.seconds,
         "peak_memory_bytes": peak_memory_bytes(encoder.device),
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "loss": progress.losses,
-        "dev": progress.evaluations,
+        "trainable_parameters": reached.trainable,
+        "total_parameters": reached.total,
+        "loss": reached.losses,
+        "dev": reached.evaluations,
     }
 
 

@@ -1,4 +1,4 @@
-"""What a run does between its phases: mine hard negatives, go back, average; all of it kept for a resumed run."""
+"""What a training does between its phases: mine hard negatives, which are kept for a resumed run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from embedtune.export.run_folder import RunFolder, write_json
 from embedtune.mining.with_encoder import mine_negatives
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.training.averaging import average_with, read_weights, write_weights
-from embedtune.training.checkpoint import set_weights
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 
 
 class MinedPhases:
-    """Begins and ends each phase of a trainer's plan: mines its negatives, averages it with the phase before."""
+    """Begins each phase of a trainer's plan: mines its negatives where it wants some."""
 
     def __init__(
         self,
@@ -39,54 +37,29 @@ class MinedPhases:
         *,
         reporter: Reporter,
     ) -> None:
-        self.trainer = replace(trainer, begin_phase=self.begin, end_phase=self.end)
-        """The trainer that mines and averages."""
-        self._model, self._objective, self._phases, self._seed = (
-            trainer.model,
-            trainer.objective,
-            trainer.plan.phases,
-            trainer.seed,
-        )
+        self.trainer = replace(trainer, begin_phase=self.begin)
+        """The trainer that mines."""
+        self._objective, self._phases, self._seed = trainer.objective, trainer.plan.phases, trainer.seed
         self._encoder, self._splits, self._texts, self._config = encoder, splits, texts, config
         self._folder, self._reporter = folder, reporter
         self._facts: dict[int, dict[str, Any]] = {}
 
     def begin(self, number: int, resumed: bool) -> None:
-        """Mine for the phase of that number, go back to where the one before began, or take up what was then.
+        """Give the objective the negatives of the phase of that number: those given, or mined now or before.
 
         Args:
             number: of the phase.
             resumed: steps of the phase were taken before, with negatives that lie in the folder.
 
         Raises:
-            StorageError: negatives or weights can't be written, or those that were written can't be read.
+            StorageError: negatives can't be written, or those that were written can't be read.
         """
-        phase, first = self._phases[number], number - self._phases[number].again
-        if not self._phases[first].mines:
-            return
-        negatives = self._mine(number) if phase.mines and not resumed else self._read(first)
-        assert isinstance(self._objective, ContrastiveObjective)
-        self._objective.pairs = replace(self._objective.pairs, negative_ids=negatives)
-        # What a resumed run will need is read at once: should it be damaged, no steps are taken in vain.
-        if self._is_done_again(number):
-            keep_or_check = read_weights if resumed else write_weights
-            keep_or_check(self._weights("start", number), self._model)
-        if phase.again:
-            read_weights(self._weights("end", first), self._model)
-            if not resumed:
-                set_weights(self._model, read_weights(self._weights("start", first), self._model))
-
-    def end(self, number: int) -> None:
-        """Keep what the phase of that number came to, or take the mean of it and of the one before.
-
-        Raises:
-            StorageError: weights can't be written, or those that were written can't be read.
-        """
-        if self._is_done_again(number):
-            write_weights(self._weights("end", number), self._model)
-        if self._phases[number].again:
-            average_with(self._model, read_weights(self._weights("end", number - 1), self._model))
-            self._reporter.note("the weights are now the mean of what the two phases with mined negatives ended with")
+        negatives = self._splits.train.negative_ids
+        if self._phases[number].mines:
+            negatives = self._read(number) if resumed else self._mine(number)
+        # Graded pairs have none. A training before this one may have left its own.
+        if isinstance(self._objective, ContrastiveObjective):
+            self._objective.pairs = replace(self._objective.pairs, negative_ids=negatives)
 
     def facts(self, steps: int) -> list[dict[str, Any]]:
         """What was mined, a phase each; for `results.json`.
@@ -103,9 +76,6 @@ class MinedPhases:
                 self._read(number)
         return [self._facts[number] for number in mined]
 
-    def _is_done_again(self, number: int) -> bool:
-        return number + 1 < len(self._phases) and self._phases[number + 1].again
-
     def _mine(self, number: int) -> tuple[tuple[int, ...], ...]:
         mined = mine_negatives(
             self._encoder, self._splits, self._texts, self._config, seed=self._seed, reporter=SilentReporter()
@@ -114,9 +84,6 @@ class MinedPhases:
         self._facts[number] = mined.facts
         self._reporter.note(_what_was_mined(mined.facts))
         return mined.pairs.negative_ids
-
-    def _weights(self, moment: str, number: int) -> Path:
-        return self._folder.checkpoints / f"{moment}-{number}.safetensors"
 
     def _path(self, number: int) -> Path:
         return self._folder.checkpoints / f"mined-{number}.json"

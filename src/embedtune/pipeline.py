@@ -18,8 +18,8 @@ from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_te
 from embedtune.facts import data_facts, loss_facts, train_facts
 from embedtune.loading import tokenize
 from embedtune.measuring import dev_evaluation, dev_groups, evaluate_others
+from embedtune.members import train_members
 from embedtune.models.encoder import Encoder
-from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results
@@ -81,15 +81,15 @@ def _train(
     assert trainer.micro_batch is not None
     config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))
     claim(begun, config, folder, lock, resume=resume)  # nothing is written before
-    phases = MinedPhases(trainer, encoder, splits, texts, config.mining, folder, reporter=reporter)
-    progress = phases.trainer.run(resume=resume, stop=stop)
-    mined = phases.facts(progress.step)
+    reached, mined = train_members(
+        trainer, encoder, splits, texts, config.mining, folder, resume=resume, stop=stop, reporter=reporter
+    )
     sections |= {"mining": mined} if mined else {}
 
     reporter.stage("Test")
     # The base as published: an adapter that begins as zero may sit on weights in 4 bits.
     weight, declined = 1.0 if config.adapter.start_adapter else 0.0, False
-    if progress.best_step > 0:
+    if reached.kept:
         evaluate_dev = dev_evaluation(splits, texts, config.training, seed=seed)
         groups_Q = dev_groups(splits, config.training, seed=seed)
         sections["blend"] = blend(encoder, config, evaluate_dev, begun.general, reporter, groups_Q=groups_Q)
@@ -109,7 +109,7 @@ def _train(
         delta=found.delta,
         method=config.adapter.method,
         data={**data_facts(splits), **exam.facts(texts, encoder), "hashes": begun.identity.now["data"]["hashes"]},
-        train=train_facts(progress, begun.plan, config.training.metric, encoder),
+        train=train_facts(reached, begun.plan, config.training.metric, encoder),
         loss=loss_facts(config.loss, trainer.model),
         environment=begun.environment,
         **found.sections,

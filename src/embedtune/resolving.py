@@ -36,6 +36,7 @@ def resolve(
         lr=plan.lr,
         epochs=plan.epochs,
         mined_epochs=plan.mined_epochs,
+        trainings=plan.trainings,
         mined_lr=plan.phases[-1].lr if plan.mined_epochs else config.training.mined_lr,
         mined_batch_size=plan.phases[-1].batch_size if plan.mined_epochs else config.training.mined_batch_size,
     )

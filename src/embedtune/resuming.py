@@ -42,6 +42,7 @@ DERIVED = {
         "batch_size",
         "epochs",
         "mined_epochs",
+        "trainings",
         "mined_lr",
         "mined_batch_size",
         "eval_steps",

@@ -76,6 +76,8 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a run: contrastive loss on the training split, checkpoints chosen on the dev split.
 
+    It trains once, whatever `trainings` says; `members.train_members` has it train so often.
+
     Args:
         encoder: with what is to be trained made trainable.
         splits: from `prepare`.
@@ -157,12 +159,6 @@ def _report_plan(plan: Plan, config: TrainingConfig, splits: Splits, reporter: R
     accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
     graded = splits.collection.graded
     for phase in plan.phases:
-        if phase.again:
-            reporter.note(
-                f"{phase.steps:,} further steps like these, from the weights that they began with; "
-                "the mean of both ends takes their place"
-            )
-            continue
         detail = f"{phase.batch_size - 1} in-batch negatives each{' and mined ones' if phase.mines else ''}"
         if graded:
             detail = "loss CoSENT: a higher grade is to have a higher cosine"

@@ -121,6 +121,9 @@ def test_settings_that_the_peer_lacks_are_named() -> None:
     assert not_carried_over(config) == []
     config = replace(config, loss=LossConfig(scale=30.0), training=TrainingConfig(patience=2, micro_batch_tokens=100))
     assert not_carried_over(config) == ["training.patience"]
+    single = TrainingConfig(recipe="thorough", trainings=1)
+    assert not_carried_over(replace(config, training=single)) == []
+    assert not_carried_over(replace(config, training=replace(single, trainings=3))) == ["training.trainings"]
 
 
 @pytest.mark.parametrize(

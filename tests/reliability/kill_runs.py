@@ -136,7 +136,8 @@ def _outcome(out: Path) -> dict[str, Any]:
     )
 
     results = json.loads((out / "results.json").read_text())
-    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    logs = sorted(out.glob("**/tensorboard"))
+    events = [EventAccumulator(str(log)).Reload() for log in logs]
     return {
         "weights": [path.read_bytes() for path in sorted(out.glob("*/*.safetensors"))],
         "loss": results["train"]["loss"],
@@ -145,7 +146,7 @@ def _outcome(out: Path) -> dict[str, Any]:
         "test": results["tuned"],
         "hashes": results["data"]["hashes"],
         **{
-            f"curve of {tag}": [(event.step, event.value) for event in events.Scalars(tag)]
+            f"curves of {tag}": [[(event.step, event.value) for event in one.Scalars(tag)] for one in events]
             for tag in ("train/loss", "train/lr", "dev/ndcg@10")
         },
     }

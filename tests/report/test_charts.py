@@ -85,16 +85,31 @@ def test_any_losses_can_be_drawn(losses: list[float]) -> None:
 
 
 def test_the_kept_checkpoint_is_marked() -> None:
-    chart = dev_chart("dev", "Dev", [(0, 0.5), (10, 0.8), (20, 0.7)], steps=20, best_step=10)
+    chart = dev_chart("dev", "Dev", [(0, 0.5), (10, 0.8), (20, 0.7)], steps=20, kept=[10])
     kept = ElementTree.fromstring(chart).find("circle[@class='kept']")
     assert kept is not None
     assert float(kept.get("cx", "")) == places(chart)[1][0]
     assert "The model of step 10 was kept." in title_and_description(chart)[1]
 
 
+def test_each_training_has_its_own_curve_from_where_all_began() -> None:
+    points = [(0, 0.5), (10, 0.8), (20, 0.7), (30, 0.6), (40, 0.9)]
+    chart = dev_chart("dev", "Dev", points, steps=40, kept=[10, 40], starts=[0, 20])
+    svg = ElementTree.fromstring(chart)
+    curves = [
+        [tuple(map(float, point.split(","))) for point in line.get("points", "").split()]
+        for line in svg.findall("polyline")
+    ]
+    assert [len(curve) for curve in curves] == [3, 3]
+    assert curves[0][0][1] == curves[1][0][1], "both at the value before the first step"
+    assert curves[0][2][0] == curves[1][0][0], "one begins at the step where the other ended"
+    assert len(svg.findall("circle[@class='kept']")) == 2
+    assert "The mean of the models of steps 10, 40 was kept." in title_and_description(chart)[1]
+
+
 @pytest.mark.parametrize("points", [[(0, 0.0)], [(0, 1.0), (1, 1.0)], [(0, 0.61234), (1, 0.61235)]])
 def test_any_evaluations_can_be_drawn(points: list[tuple[float, float]]) -> None:
-    title_and_description(dev_chart("dev", "Dev", points, steps=1, best_step=None))
+    title_and_description(dev_chart("dev", "Dev", points, steps=1, kept=[]))
 
 
 def test_every_curve_is_named_and_the_names_are_apart() -> None:

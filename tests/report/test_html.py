@@ -150,6 +150,19 @@ def test_what_the_learning_curve_says_is_written_out(results: dict[str, Any], be
     assert Page(build_html(results, Path("run"))).says(words)
 
 
+def test_a_mean_of_trainings_is_told_with_what_each_reached(results: dict[str, Any]) -> None:
+    reached = {"steps": 10, "best_step": 10, "best_metric": 0.75, "kept": True}
+    results["train"]["members"] = [reached, {**reached, "best_step": 5, "best_metric": 0.7}]
+    page = Page(build_html(results, Path("run")))
+    assert page.says("The mean of 2 trainings' weights was kept, each at its best on the dev set: 0.750 (step 10),")
+    assert page.says("0.700 (step 15)")
+    assert page.says("NDCG@10 on the dev set, 2 trainings from the same start")
+    results["train"]["members"][1]["kept"] = False
+    page = Page(build_html(results, Path("run")))
+    assert page.says("The model of step 10 was kept")
+    assert page.says("It is the last one"), "of the first of two trainings"
+
+
 def test_a_small_test_set_is_warned_about(results: dict[str, Any]) -> None:
     warning = "Careful. The test set is small"
     assert not Page(build_html(results, Path("run"))).says(warning)

@@ -44,14 +44,14 @@ def test_steps_are_epochs_of_batches() -> None:
 def phases(pairs: int = 6400, **settings: Any) -> list[tuple[int, int, int, float, str]]:
     """First step, steps, batch size, learning rate and beginning of each phase."""
     found = make_plan(TrainingConfig(**settings), pairs, mining=True).phases
-    begins = ["again" if phase.again else "mines" if phase.mines else "" for phase in found]
+    begins = ["mines" if phase.mines else "" for phase in found]
     return [(p.first_step, p.steps, p.batch_size, p.lr, how) for p, how in zip(found, begins, strict=True)]
 
 
 def test_recipes_are_passes_over_the_pairs() -> None:
     assert phases() == [(0, 100, 128, 2e-3, ""), (100, 100, 64, 1e-3, "mines")]
     assert phases(recipe="quick") == [(0, 50, 128, 2e-3, "")]
-    assert phases(recipe="thorough")[1:] == [(100, 100, 64, 1e-3, "mines"), (200, 100, 64, 1e-3, "again")]
+    assert phases(recipe="thorough") == phases()
     assert plan(6400).phases[1:] == (), "without mining there are no phases for it"
 
 
@@ -62,15 +62,17 @@ def test_what_is_given_takes_the_place_of_the_recipe() -> None:
     assert phases(max_steps=7, mined_epochs=2)[1:] == [(7, 200, 64, 1e-3, "mines")]
     assert phases(mined_lr=1e-4, mined_batch_size=32)[1:] == [(100, 200, 32, 1e-4, "mines")]
     assert phases(lr=1e-4, batch_size=32)[1:] == [(400, 400, 16, 5e-5, "mines")]
-    assert phases(recipe="thorough", mined_epochs=0.5)[1:] == [
-        (100, 50, 64, 1e-3, "mines"),
-        (150, 50, 64, 1e-3, "again"),
-    ]
-    assert phases(recipe="thorough", mined_epochs=0) == [(0, 100, 128, 2e-3, "")]
-    assert phases(recipe="thorough", max_steps=7) == [(0, 7, 128, 2e-3, "")]
+    assert phases(recipe="thorough", mined_epochs=0.5)[1:] == [(100, 50, 64, 1e-3, "mines")]
     assert phases(20) == [(0, 4, 16, 2e-3, ""), (4, 2, 16, 1e-3, "mines")]
     with pytest.raises(ConfigError, match="--mined-batch-size 30 is more than the 20 pairs"):
         phases(20, mined_batch_size=30)
+
+
+def test_the_thorough_recipe_trains_three_times() -> None:
+    assert [plan(100, recipe=name).trainings for name in ("quick", "default", "thorough")] == [1, 1, 3]
+    assert plan(100, recipe="thorough", max_steps=7, mined_epochs=0).trainings == 3
+    assert plan(100, recipe="thorough", trainings=1).trainings == 1
+    assert plan(100, trainings=2).trainings == 2
 
 
 def test_wider_encoders_learn_slower() -> None:

@@ -154,6 +154,16 @@ def test_a_trial_alone_gives_what_it_gave_after_others(
     assert (progress.best_metric, progress.step) == (last["metric"], last["steps"])
 
 
+def test_each_trial_is_one_training_whatever_the_recipe(
+    config: TuneConfig, searched: tuple[TuneConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The settings found are for as many as the recipe has."""
+    thorough = replace(config, training=replace(config.training, recipe="thorough"))
+    found = tune(to(thorough, tmp_path / "out", trials=1, repeats=0))
+    assert timeless(found["trials"]) == timeless(searched[1]["trials"])[:1]
+    assert load_toml(tmp_path / "out" / "best.toml").training.trainings == 3
+
+
 def test_the_test_split_is_not_embedded(config: TuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded, pack = set[tuple[int, ...]](), Encoder._pack
 

@@ -27,7 +27,10 @@ class TrainingConfig:
 
     recipe: Literal["quick", "default", "thorough"] = "default"
     """What the settings that are left open come to: quick takes one pass without mined negatives, default two passes
-    and one with them, thorough makes that one twice from the same weights and takes the mean of both ends."""
+    and one with them, thorough does what default does three times and takes the mean of the weights."""
+    trainings: int | None = None
+    """Complete trainings in other orders of the pairs, whose weights' mean is kept; if not given 1, with --recipe
+    thorough 3."""
     lr: float | None = None
     """Peak learning rate; if not given 2e-3 for adapters, 5e-4 for those with the PiSSA start and 1e-4 for full
     fine-tuning, and less for encoders wider than 384, in proportion."""
@@ -40,8 +43,7 @@ class TrainingConfig:
     max_steps: int | None = None
     """Optimiser steps to take, instead of `epochs`; no negatives are mined then, unless `mined_epochs` is given."""
     mined_epochs: float | None = None
-    """Further passes, with hard negatives that the model so far has mined; 0 for none. By the recipe if not given. The
-    recipe thorough makes so many twice."""
+    """Further passes, with hard negatives that the model so far has mined; 0 for none. By the recipe if not given."""
     mined_lr: float | None = None
     """Peak learning rate of these; half of `lr` if not given."""
     mined_batch_size: int | None = None
@@ -95,7 +97,7 @@ class TrainingConfig:
         require(self.mined_lr is None or self.mined_lr > 0, "mined-lr", self.mined_lr, "a number above 0, such as 1e-3")
         if self.mined_batch_size is not None:
             require(self.mined_batch_size >= 2, "mined-batch-size", self.mined_batch_size, "2 or more pairs")
-        for name in ("max_steps", "eval_steps", "patience", "micro_batch_tokens"):
+        for name in ("trainings", "max_steps", "eval_steps", "patience", "micro_batch_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more batches")

@@ -34,6 +34,13 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
+    def training(self, number: int) -> RunFolder:
+        """Where the checkpoints, logs and mined negatives of one of the run's trainings lie, counted from 0.
+
+        The first one's lie in the run's own folder, where those of a single training do.
+        """
+        return self if number == 0 else RunFolder(self.root / f"training-{number + 1}")
+
     @property
     def adapter(self) -> Path:
         return self.root / "adapter"

@@ -31,6 +31,7 @@ from embedtune.report.goals import RETRIEVAL, Goal, goal
 from embedtune.report.questions import questions, suspects
 from embedtune.report.systems import lead, lead_phrase, reference
 from embedtune.report.text import Facts, count, duration, gibibytes, metric_name, present, rate, shortened, typeset
+from embedtune.report.trainings import kept_members, members_of
 from embedtune.report.verdict import kept_nothing, too_small, why_nothing_kept
 
 LONGEST_FACT = 300
@@ -118,9 +119,14 @@ def _training_charts(train: Mapping[str, Any], of: Goal) -> list[tuple[str, Mark
     metric = train.get("metric", of.metric)
     points = [(evaluation["step"], evaluation[metric]) for evaluation in evaluations if metric in evaluation]
     if points:
-        caption = f"{metric_name(metric)} on the dev set"
+        members = members_of(train)
+        of_each = f", {len(members)} trainings from the same start" if len(members) > 1 else ""
+        caption = f"{metric_name(metric)} on the dev set{of_each}"
         steps = train.get("steps", points[-1][0])
-        charts.append((caption, dev_chart("dev", caption, points, steps=steps, best_step=train.get("best_step"))))
+        best = [] if train.get("best_step") is None else [train["best_step"]]
+        kept = [member.best_step for member in kept_members(train)] or best
+        starts = [member.first_step for member in members] or [0]
+        charts.append((caption, dev_chart("dev", caption, points, steps=steps, kept=kept, starts=starts)))
     return charts
 
 
@@ -141,7 +147,14 @@ def _checkpoint(results: Mapping[str, Any]) -> str:
             "within noise, so nothing of the training was kept. More dev pairs tell smaller gains; --accept any keeps "
             "all."
         )
-    hint = " It is the last one: more epochs may gain more." if best == steps else ""
+    if len(kept := kept_members(train)) > 1:
+        reached = ", ".join(f"{member.best_metric:.3f} (step {member.best_step:,})" for member in kept)
+        return (
+            f"The mean of {len(kept)} trainings' weights was kept, each at its best on the dev set: {reached}. They "
+            "began with the same weights and saw the pairs in other orders."
+        )
+    last: list[Any] = [member.last_step for member in members_of(train)] or [steps]
+    hint = " It is the last one: more epochs may gain more." if best in last else ""
     return f"The model of step {best:,} was kept, the best of {evaluations} evaluations on the dev set.{hint}"
 
 

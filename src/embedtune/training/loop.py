@@ -73,9 +73,6 @@ class Trainer:
     begin_phase: Callable[[int, bool], None] | None = None
     """Is told the number of a phase of the plan before its first step, and of a resumed run's before it goes on, and
     whether steps of the phase were taken before. The objective may change with it."""
-    end_phase: Callable[[int], None] | None = None
-    """Is told the number of a phase of the plan after its last step, before anything is saved or evaluated. The weights
-    may change with it."""
     not_finite: Callable[[IdArray], list[str]] | None = None
     """Names texts of these rows whose embeddings are NaN or infinite."""
     keep: Callable[[], None] | None = None
@@ -201,7 +198,6 @@ class Trainer:
             started = time.monotonic()
             self._timed_step(state)
             self._read(state, reporter, leave=UNREAD_STEPS[state.accelerator.device.type])
-            self._end_phase(state, reporter)
             state.step_seconds = max(state.step_seconds, time.monotonic() - started)
             if time.monotonic() - state.saved_at >= 60 * self.config.checkpoint_minutes:
                 self._read(state, reporter)
@@ -236,15 +232,6 @@ class Trainer:
         restore_random_state(start)
         self.model.train()
         state.phase = number
-
-    def _end_phase(self, state: State, reporter: TrainingReporter) -> None:
-        """After the last step of a phase."""
-        number = self.plan.phase_at(state.progress.step - 1)
-        phase = self.plan.phases[number]
-        if self.end_phase is not None and state.progress.step == phase.first_step + phase.steps:
-            self._read(state, reporter)
-            self._faults.check_weights(state.progress.step)
-            self.end_phase(number)
 
     def _timed_step(self, state: State) -> None:
         started = time.perf_counter()

@@ -33,14 +33,14 @@ class Recipe:
     """With the negatives of the batch, and those given."""
     mined: float
     """With mined negatives."""
-    averaged: bool = False
-    """Whether the passes with mined negatives are made twice from the same weights, and the mean of both ends taken."""
+    trainings: int = 1
+    """How often all of it is done, from the same weights and in other orders; the mean of what they reach is taken."""
 
 
 RECIPES = {
     "quick": Recipe(epochs=1, mined=0),
     "default": Recipe(epochs=2, mined=1),
-    "thorough": Recipe(epochs=2, mined=1, averaged=True),
+    "thorough": Recipe(epochs=2, mined=1, trainings=3),
 }
 
 
@@ -58,14 +58,11 @@ class Phase:
     """Peak learning rate."""
     mines: bool
     """Whether hard negatives are mined before its first step."""
-    again: bool = False
-    """Whether it begins with the weights and the negatives that the phase before began with, and ends with the mean of
-    both phases' last weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Numbers that the step loop runs by."""
+    """Numbers that the step loop runs by, for each training of a run."""
 
     phases: tuple[Phase, ...]
     eval_steps: int
@@ -73,7 +70,9 @@ class Plan:
     epochs: float
     """Passes over the pairs before negatives are mined, if they are what counts and not the steps."""
     mined_epochs: float
-    """Passes with mined negatives, in each phase of them."""
+    """Passes with mined negatives."""
+    trainings: int = 1
+    """By this plan, from the same weights and in other orders of the pairs."""
 
     @property
     def steps(self) -> int:
@@ -138,7 +137,7 @@ def make_plan(
     epochs, mined = config.epochs or recipe.epochs, _mined_epochs(config, recipe) if mining else 0.0
     lengths = [config.max_steps or _steps(epochs, batches_per_epoch(pairs, batch_size), config)]
     if mined:
-        lengths += [_steps(mined, batches_per_epoch(pairs, mined_batch_size), config)] * (2 if recipe.averaged else 1)
+        lengths.append(_steps(mined, batches_per_epoch(pairs, mined_batch_size), config))
     phases = tuple(
         Phase(
             first_step=last_step - steps,
@@ -146,8 +145,7 @@ def make_plan(
             batch_size=mined_batch_size if number else batch_size,
             warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
             lr=(config.mined_lr or MINED_SHARE * lr) if number else lr,
-            mines=number == 1,
-            again=number == 2,
+            mines=number > 0,
         )
         for number, (steps, last_step) in enumerate(zip(lengths, accumulate(lengths), strict=True))
     )
@@ -156,6 +154,7 @@ def make_plan(
         eval_steps=config.eval_steps or math.ceil(sum(lengths) / EVALUATIONS_PER_RUN),
         epochs=epochs,
         mined_epochs=mined,
+        trainings=config.trainings or recipe.trainings,
     )
 
 
@@ -170,7 +169,7 @@ def default_lr(method: str, init: str, width: int = WIDTH_OF_DEFAULTS) -> float:
 
 
 def _mined_epochs(config: TrainingConfig, recipe: Recipe) -> float:
-    """Passes of each phase with mined negatives."""
+    """Passes with mined negatives."""
     if config.mined_epochs is None:
         return recipe.mined if config.max_steps is None else 0.0
     return config.mined_epochs

@@ -20,6 +20,7 @@ from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, 
 from embedtune.report.card.settings import loss_in_words, portable_toml
 from embedtune.report.card.usage import CardModel, loading, usage, usage_notes
 from embedtune.report.goals import goal
+from embedtune.report.trainings import kept_members
 from embedtune.report.verdict import kept_nothing, verdict, why_nothing_kept
 
 _VERSIONS = ("torch", "transformers", "sentence-transformers", "peft")
@@ -121,6 +122,9 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     versions = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
     blend = results.get("blend", {}).get("used", 1)
     kept = f"none, as {why_nothing_kept(results)}" if kept_nothing(results) else _count(train.get("best_step"))
+    if not kept_nothing(results) and len(members := kept_members(train)) > 1:
+        steps = ", ".join(f"{member.best_step:,}" for member in members)
+        kept = f"{steps}; the model is the mean of {len(members)} trainings' weights"
     facts = {
         "Pairs trained on": _count(data.get("train_pairs")),
         "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),

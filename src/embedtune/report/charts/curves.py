@@ -34,28 +34,45 @@ def loss_chart(name: str, title: str, losses: Sequence[float]) -> Markup:
     return svg(name, title, description, LINE_HEIGHT, parts)
 
 
-def dev_chart(name: str, title: str, points: Sequence[Point], *, steps: float, best_step: float | None) -> Markup:
-    """A metric at each evaluation, the kept checkpoint marked.
+def dev_chart(
+    name: str,
+    title: str,
+    points: Sequence[Point],
+    *,
+    steps: float,
+    kept: Sequence[float],
+    starts: Sequence[float] = (0,),
+) -> Markup:
+    """A metric at each evaluation, the kept checkpoints marked; a curve for each training.
 
     Args:
         name, title: as of `bar_chart`.
         points: (step, value) of each evaluation; at least one.
         steps: right end of the axis.
-        best_step: step of the kept checkpoint, if known.
+        kept: steps of the kept checkpoints, as far as known.
+        starts: steps at which trainings began, each where the first one did: at the first point's value.
     """
     marks = ticks(min(value for _, value in points), max(value for _, value in points))
     x, y = _scales(max(steps, *(step for step, _ in points)), marks)
-    parts = [*_axes(x, y, marks), path(points, x, y, "curve")]
+    parts = _axes(x, y, marks)
+    for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
+        own = [(step, value) for step, value in points if start < step <= end]
+        parts.append(path([(start, points[0][1]), *own], x, y, "curve"))
     parts += [circle(x(step), y(value), 3, "dot") for step, value in points]
     for step, value in points:
-        if step == best_step:
+        if step in kept:
             parts.append(circle(x(step), y(value), 7, "kept"))
             # Below its point and towards the middle, where the curve is not and the frame does not cut it off.
             anchor = "end" if x(step) > WIDTH / 2 else "start"
             parts.append(text(x(step), min(y(value) + 24, LINE_HEIGHT - 36), "kept", "tick", anchor=anchor))
     values = ", ".join(f"{value:.3f} at step {step:g}" for step, value in points)
-    kept = "" if best_step is None else f" The model of step {best_step:g} was kept."
-    return svg(name, title, f"{values}.{kept}", LINE_HEIGHT, parts)
+    return svg(name, title, f"{values}.{_what_was_kept(kept)}", LINE_HEIGHT, parts)
+
+
+def _what_was_kept(steps: Sequence[float]) -> str:
+    if len(steps) > 1:
+        return f" The mean of the models of steps {', '.join(f'{step:g}' for step in steps)} was kept."
+    return f" The model of step {steps[0]:g} was kept." if steps else ""
 
 
 def _scales(steps: float, marks: Sequence[float]) -> tuple[Scale, Scale]:

@@ -53,7 +53,7 @@ def config(pairs_file: Path, st_folder: Path, tmp_path_factory: pytest.TempPathF
             recipe="thorough", lr=0.01, batch_size=16, epochs=0.5, mined_epochs=0.5, mined_batch_size=16, eval_steps=2,
             checkpoint_minutes=0.0, keep_last=20,
         ),
-        evaluation=EvaluationConfig(blend=1.0),
+        evaluation=EvaluationConfig(blend=1.0, accept="any"),
         output=OutputConfig(out=tmp_path_factory.mktemp("members") / "run"),
     )  # fmt: skip
 

@@ -206,7 +206,7 @@ def test_guide_teacher_and_judge_are_named_by_the_commit_that_was_checked(
 
 def test_a_branch_that_moves_after_the_check_does_not_change_what_is_measured(repository: Path) -> None:
     names = ["owner/tiny", "owner/tiny@main", f"owner/tiny@{FIRST}", "owner/tiny@new"]
-    others = loading.check_loadable(loading.other_models(ModelConfig(device="cpu"), names))
+    others = loading.check_loadable(loading.other_models(ModelConfig(device="cpu", precision="fp32"), names))
     assert list(others) == ["owner/tiny@11111111", "owner/tiny@22222222"]
     (repository / "refs" / "main").write_text(SECOND)
     first, second = (loading.load(model, SilentReporter()) for model in others.values())

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from embedtune.kernels.activation import native as native_activation
 from embedtune.kernels.activation import reference as plain_activation
 from embedtune.kernels.attention import grouped, native
 from embedtune.kernels.attention.layout import PackedLayout
@@ -152,7 +153,14 @@ def choose_norm(device_type: str, dtype: torch.dtype, size: int) -> tuple[AddNor
 @functools.cache
 def choose_activation(device_type: str, dtype: torch.dtype) -> ActivationBackward:
     """GELU computed again together with its backward."""
-    reason = _triton_refusal(device_type, dtype)
+    if device_type == "cpu":
+        reason = native_activation.refused(dtype) or build.why_not()
+        if reason is None:
+            logger.info("activation: compiled for this CPU, because the device is cpu and the dtype %s", dtype)
+            return native_activation.gelu_and_backward
+        reason = f"the device is cpu and {reason}"
+    else:
+        reason = _triton_refusal(device_type, dtype)
     if reason is not None:
         logger.info("activation: torch's operations, because %s", reason)
         return plain_activation.gelu_and_backward

@@ -17,10 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embedtune.kernels.attention.layout import PackedLayout
-from embedtune.kernels.native.build import load
+from embedtune.kernels.native.build import DTYPES, load
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""In the order of their numbers in attention.cpp."""
 MAX_HEAD_SIZE = 256
 
 

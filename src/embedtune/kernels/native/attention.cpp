@@ -265,11 +265,16 @@ void exp2_values(const float* from, float* to, int64_t count) {
     for (int64_t i = 0; i + LANES <= count; i += LANES) store(to + i, exp2(load(from + i)));
 }
 void round_trip(int64_t dtype, const float* from, float* to, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        BFloat16 b;
-        Float16 h;
-        narrow(from[i], b), narrow(from[i], h);
-        to[i] = dtype == 1 ? wide(b) : wide(h);
+    BFloat16 b[LINE];
+    Float16 h[LINE];
+    for (int64_t i = 0; i < count; i += LINE) {
+        const int64_t some = least(LINE, count - i);
+        float line[LINE] = {};
+        memcpy(line, from + i, some * sizeof(float));
+        put(line, LINE, 1, b), put(line, LINE, 1, h);
+        if (dtype == 1) fetch(b, LINE, 1, line);
+        else fetch(h, LINE, 1, line);
+        memcpy(to + i, line, some * sizeof(float));
     }
 }
 

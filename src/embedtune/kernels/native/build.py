@@ -37,8 +37,11 @@ MACHINES = ("x86_64", "aarch64")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-ffp-contract=fast")
 """Nothing by which a NaN or an infinity could get lost."""
 TIME_LIMIT_S = 120
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels take, in the order of their numbers there."""
 FUNCTIONS = {
     "attention": (None, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
+    "gelu_and_backward": (None, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
     "attention_scratch": (ctypes.c_int64, (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)),
     "exp2_values": (None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
     "round_trip": (None, (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),

@@ -82,38 +82,60 @@ INLINE Floats exp2(Floats x) {
 struct BFloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
 
-INLINE float wide(float x) { return x; }
-INLINE float wide(BFloat16 x) { return bits<float>(uint32_t(x.bits) << 16); }
-INLINE float wide(Float16 x) {
-    const uint32_t size = uint32_t(x.bits & 0x7fff) << 13;
-    const float scaled = bits<float>(size) * 0x1p112f;  // the bias of the exponent, subnormal numbers too
-    const uint32_t special = size >= (0x7c00u << 13) ? 0x7f800000u : 0u;
-    return bits<float>(bits<uint32_t>(scaled) | special | uint32_t(x.bits & 0x8000) << 16);
+typedef uint16_t Shorts __attribute__((vector_size(LANES * 2)));
+
+INLINE Floats wide(Shorts x, BFloat16) { return bits<Floats>(__builtin_convertvector(x, Ints) << 16); }
+INLINE Floats wide(Shorts x, Float16) {
+    const Ints from = __builtin_convertvector(x, Ints), size = (from & 0x7fff) << 13;
+    const Ints scaled = bits<Ints>(bits<Floats>(size) * 0x1p112f);  // the bias of the exponent, subnormal numbers too
+    const Ints special = size >= (0x7c00u << 13) ? Ints{} + 0x7f800000u : Ints{};
+    return bits<Floats>(scaled | special | (from & 0x8000) << 16);
 }
 
 // Rounded to the nearest, ties to even.
-INLINE void narrow(float x, float& to) { to = x; }
-INLINE void narrow(float x, BFloat16& to) {
-    const uint32_t from = bits<uint32_t>(x);
-    const uint32_t rounded = (from + 0x7fff + ((from >> 16) & 1)) >> 16;
-    to.bits = uint16_t((from & 0x7fffffff) > 0x7f800000 ? (from >> 16) | 0x40 : rounded);
+INLINE Shorts narrow(Floats x, BFloat16) {
+    const Ints from = bits<Ints>(x), rounded = (from + 0x7fff + ((from >> 16) & 1)) >> 16;
+    return __builtin_convertvector((from & 0x7fffffff) > 0x7f800000u ? (from >> 16) | 0x40 : rounded, Shorts);
 }
-INLINE void narrow(float x, Float16& to) {
-    const uint32_t sign = bits<uint32_t>(x) & 0x80000000, size = bits<uint32_t>(x) ^ sign;
-    const uint32_t normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
-    const uint32_t subnormal = bits<uint32_t>(bits<float>(size) + 0.5f) - 0x3f000000;  // 0.5's last bit is fp16's
-    const uint32_t special = size > 0x7f800000 ? 0x7e00 : 0x7c00;
-    const uint32_t out = size >= (143u << 23) ? special : size < (113u << 23) ? subnormal : normal;
-    to.bits = uint16_t(out | sign >> 16);
+INLINE Shorts narrow(Floats x, Float16) {
+    const Ints sign = bits<Ints>(x) & 0x80000000u, size = bits<Ints>(x) ^ sign;
+    const Ints normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
+    const Ints subnormal = bits<Ints>(bits<Floats>(size) + 0.5f) - 0x3f000000u;  // 0.5's last bit is fp16's
+    const Ints special = size > 0x7f800000u ? Ints{} + 0x7e00u : Ints{} + 0x7c00u;
+    const Ints finite = size < (113u << 23) ? subnormal : normal;
+    return __builtin_convertvector((size >= (143u << 23) ? special : finite) | sign >> 16, Shorts);
+}
+
+template <typename T> INLINE Floats load(const T* from) {
+    Shorts x;
+    memcpy(&x, from, sizeof(x));
+    return wide(x, T{});
+}
+template <typename T> INLINE void store(T* to, Floats x) {
+    const Shorts rounded = narrow(x, T{});
+    memcpy(to, &rounded, sizeof(rounded));
 }
 
 // A row of `count` values times a factor, in fp32, with zeros up to a whole line.
 template <typename T> INLINE void fetch(const T* from, int64_t count, float factor, float* to) {
-    for (int64_t i = 0; i < count; i++) to[i] = wide(from[i]) * factor;
-    for (int64_t i = count; i < padded(count); i++) to[i] = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(from + i) * factor);
+    if (i < count) {
+        T rest[LANES] = {};
+        memcpy(rest, from + i, (count - i) * sizeof(T));
+        store(to + i, load(rest) * factor);
+        i += LANES;
+    }
+    for (; i < padded(count); i += LANES) store(to + i, Floats{});
 }
 template <typename T> INLINE void put(const float* from, int64_t count, float factor, T* to) {
-    for (int64_t i = 0; i < count; i++) narrow(from[i] * factor, to[i]);
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(from + i) * factor);
+    if (i < count) {
+        T rest[LANES];
+        store(rest, load(from + i) * factor);
+        memcpy(to + i, rest, (count - i) * sizeof(T));
+    }
 }
 
 // Floats from one row of a left-hand matrix to the next. Fixed, so that a product needs one pointer for all its rows;

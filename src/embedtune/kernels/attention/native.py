@@ -131,7 +131,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("sequences", "heads", "key_heads", "size", "longest")),
-        *((name, ctypes.c_int64) for name in ("causal", "window", "scratch_step")),
+        *((name, ctypes.c_int64) for name in ("causal", "window", "scratch_step", "threads")),
         ("scale", ctypes.c_double),
         ("starts", ctypes.c_void_p),
         ("order", ctypes.c_void_p),
@@ -169,6 +169,7 @@ def _run(
         causal=visibility.causal,
         window=visibility.window or 0,
         scratch_step=scratch_step,
+        threads=threads,
         scale=scale,
         starts=starts.ctypes.data,
         order=order.ctypes.data,

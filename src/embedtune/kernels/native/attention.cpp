@@ -22,7 +22,7 @@ struct View {
 
 // As native.py fills it in.
 struct Attention {
-    int64_t sequences, heads, key_heads, size, longest, causal, window, scratch_step;
+    int64_t sequences, heads, key_heads, size, longest, causal, window, scratch_step, threads;
     double scale;
     const int64_t* starts;  // (sequences + 1)
     const int64_t* order;   // in which sequences are taken
@@ -44,6 +44,12 @@ INLINE int64_t turned_step(int64_t length) {
     return (lines | 1) * LINE;
 }
 
+// A row that is wanted soon, on its way from memory while something else is computed. Past the end it does no harm.
+template <typename T> INLINE void expect(const View& view, int64_t token, int64_t head, int64_t size) {
+    const char* from = reinterpret_cast<const char*>(row<T>(view, token, head));
+    for (int64_t at = 0; at < size * int64_t(sizeof(T)); at += 64) __builtin_prefetch(from + at, 0, 2);
+}
+
 struct Scratch {
     float* next;
     float* take(int64_t floats) {
@@ -59,22 +65,29 @@ INLINE int64_t scratch_floats(int64_t length, int64_t size, bool backward) {
 }
 
 // One head of a sequence as a (size, length) matrix, with zeros behind its last column.
-template <typename T> void fetch_turned(const View& view, int64_t start, int64_t length, int64_t head, int64_t size,
-                                        float* to) {
+// `ahead` is how many heads further on this thread will be next, as a rule.
+template <typename T> void fetch_turned(const View& view, int64_t start, int64_t length, int64_t head, int64_t ahead,
+                                        int64_t size, float* to) {
     float some[LINE][STEP];
     const int64_t step = turned_step(length);
     for (int64_t token = 0; token < padded(length); token += LINE) {
         const int64_t count = least(LINE, length - token);
-        for (int64_t i = 0; i < count; i++) fetch(row<T>(view, start + token + i, head), size, 1, some[i]);
+        for (int64_t i = 0; i < count; i++) {
+            fetch(row<T>(view, start + token + i, head), size, 1, some[i]);
+            expect<T>(view, start + token + i, head + ahead, size);
+        }
         for (int64_t i = count; i < LINE; i++) memset(some[i], 0, size * sizeof(float));
         for (int64_t d = 0; d < size; d++)
             for (int64_t i = 0; i < LINE; i++) to[d * step + token + i] = some[i][d];
     }
 }
 
-template <typename T> void fetch_rows(const View& view, int64_t start, int64_t count, int64_t head, int64_t size,
-                                      float factor, float* to, int64_t step) {
-    for (int64_t i = 0; i < count; i++) fetch(row<T>(view, start + i, head), size, factor, to + i * step);
+template <typename T> void fetch_rows(const View& view, int64_t start, int64_t count, int64_t head, int64_t ahead,
+                                      int64_t size, float factor, float* to, int64_t step) {
+    for (int64_t i = 0; i < count; i++) {
+        fetch(row<T>(view, start + i, head), size, factor, to + i * step);
+        expect<T>(view, start + i, head + ahead, size);
+    }
 }
 
 template <typename T> void put_rows(const float* from, int64_t step, const View& view, int64_t start, int64_t count,
@@ -130,17 +143,19 @@ INLINE void softmax(float* scores, int64_t keys, bool first, float& top, float& 
 template <typename T> void forward_task(const Attention& of, int64_t start, int64_t length, int64_t key_head,
                                         Scratch scratch) {
     const int64_t size = of.size, wide_size = padded(size), step = turned_step(length), share = of.heads / of.key_heads;
+    const int64_t ahead = share > 1 ? 1 : of.threads;
     float *key = scratch.take(size * step), *value = scratch.take(length * wide_size);
     float *query = scratch.take(ROWS * STEP), *scores = scratch.take(ROWS * STEP), *out = scratch.take(ROWS * STEP);
-    fetch_turned<T>(of.key, start, length, key_head, size, key);
-    fetch_rows<T>(of.value, start, length, key_head, size, 1, value, wide_size);
+    fetch_turned<T>(of.key, start, length, key_head, of.threads, size, key);
+    fetch_rows<T>(of.value, start, length, key_head, of.threads, size, 1, value, wide_size);
     for (int64_t head = key_head * share; head < (key_head + 1) * share; head++)
         for (int64_t first = 0; first < length; first += ROWS) {
             const int64_t rows = least(ROWS, length - first);
             const Range range = seen(of, first, first + rows, length);
             float tops[ROWS], totals[ROWS];
             for (int64_t i = 0; i < rows; i++) tops[i] = -INFINITY, totals[i] = 0;
-            fetch_rows<T>(of.query, start + first, rows, head, size, float(of.scale) * LOG2E, query, STEP);
+            fetch_rows<T>(of.query, start + first, rows, head, ahead, size, float(of.scale) * LOG2E, query, STEP);
+            for (int64_t i = 0; i < rows; i++) expect<T>(of.out, start + first + i, head, size);
             for (int64_t at = range.low; at < range.high; at += KEYS) {
                 const int64_t keys = least(KEYS, range.high - at);
                 const bool fresh = at == range.low;
@@ -179,14 +194,19 @@ template <typename T> INLINE float grad_times_out(const float* grad, const T* ou
 template <typename T> void backward_task(const Attention& of, int64_t start, int64_t length, int64_t key_head,
                                          Scratch scratch) {
     const int64_t size = of.size, wide_size = padded(size), step = turned_step(length), share = of.heads / of.key_heads;
+    const int64_t ahead = share > 1 ? 1 : of.threads;
     float *key_turned = scratch.take(size * step), *value_turned = scratch.take(size * step);
     float* key = scratch.take(length * wide_size);
     float *grad_key = scratch.take(length * wide_size), *grad_value = scratch.take(length * wide_size);
     float *query = scratch.take(ROWS * STEP), *grad = scratch.take(ROWS * STEP), *grad_query = scratch.take(ROWS * STEP);
     float *scores = scratch.take(ROWS * STEP), *grad_scores = scratch.take(ROWS * STEP);
-    fetch_turned<T>(of.key, start, length, key_head, size, key_turned);
-    fetch_turned<T>(of.value, start, length, key_head, size, value_turned);
-    fetch_rows<T>(of.key, start, length, key_head, size, 1, key, wide_size);
+    fetch_turned<T>(of.key, start, length, key_head, of.threads, size, key_turned);
+    fetch_turned<T>(of.value, start, length, key_head, of.threads, size, value_turned);
+    fetch_rows<T>(of.key, start, length, key_head, of.threads, size, 1, key, wide_size);
+    for (int64_t i = 0; i < length; i++) {
+        expect<T>(of.grad_key, start + i, key_head, size);
+        expect<T>(of.grad_value, start + i, key_head, size);
+    }
     memset(grad_key, 0, length * wide_size * sizeof(float));
     memset(grad_value, 0, length * wide_size * sizeof(float));
     for (int64_t head = key_head * share; head < (key_head + 1) * share; head++)
@@ -194,10 +214,13 @@ template <typename T> void backward_task(const Attention& of, int64_t start, int
             const int64_t rows = least(ROWS, length - first), token = start + first;
             const Range range = seen(of, first, first + rows, length);
             float deltas[ROWS];
-            fetch_rows<T>(of.query, token, rows, head, size, float(of.scale) * LOG2E, query, STEP);
-            fetch_rows<T>(of.grad, token, rows, head, size, 1, grad, STEP);
-            for (int64_t i = 0; i < rows; i++)
+            fetch_rows<T>(of.query, token, rows, head, ahead, size, float(of.scale) * LOG2E, query, STEP);
+            fetch_rows<T>(of.grad, token, rows, head, ahead, size, 1, grad, STEP);
+            for (int64_t i = 0; i < rows; i++) {
                 deltas[i] = grad_times_out(grad + i * STEP, row<T>(of.out, token + i, head), size);
+                expect<T>(of.out, token + i, head + ahead, size);
+                expect<T>(of.grad_query, token + i, head, size);
+            }
             for (int64_t at = range.low; at < range.high; at += KEYS) {
                 const int64_t keys = least(KEYS, range.high - at);
                 multiply<false>(rows, keys, size, query, key_turned + at, step, scores, STEP, false);

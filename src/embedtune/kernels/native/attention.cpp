@@ -198,7 +198,8 @@ template <typename T> void backward_task(const Attention& of, int64_t start, int
     float *key_turned = scratch.take(size * step), *value_turned = scratch.take(size * step);
     float* key = scratch.take(length * wide_size);
     float *grad_key = scratch.take(length * wide_size), *grad_value = scratch.take(length * wide_size);
-    float *query = scratch.take(ROWS * STEP), *grad = scratch.take(ROWS * STEP), *grad_query = scratch.take(ROWS * STEP);
+    float *query = scratch.take(ROWS * STEP), *grad = scratch.take(ROWS * STEP);
+    float* grad_query = scratch.take(ROWS * STEP);
     float *scores = scratch.take(ROWS * STEP), *grad_scores = scratch.take(ROWS * STEP);
     fetch_turned<T>(of.key, start, length, key_head, of.threads, size, key_turned);
     fetch_turned<T>(of.value, start, length, key_head, of.threads, size, value_turned);

@@ -273,11 +273,13 @@ def test_lengths_that_make_no_sense(lengths: tuple[int, ...]) -> None:
         packed_layout(lengths)
 
 
-def test_the_cpu_gets_the_grouped_version(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_cpu_gets_without_a_compiled_version(caplog: pytest.LogCaptureFixture) -> None:
     choose_attention.cache_clear()
     with caplog.at_level("INFO", logger="embedtune"):
-        assert choose_attention("cpu", torch.float32, 32) is grouped.packed_attention
-    assert "grouped bmm, because the device is cpu" in caplog.text
+        assert choose_attention("cpu", torch.float64, 32) is grouped.packed_attention
+        assert choose_attention("cpu", torch.float32, 32, biased=True) is grouped.packed_attention
+    assert "grouped bmm, because the device is cpu and compiled attention takes fp32, bf16 and fp16" in caplog.text
+    assert "grouped bmm, because the device is cpu and compiled attention takes no attention bias" in caplog.text
 
 
 def test_a_bias_without_triton_needs_the_grouped_version(

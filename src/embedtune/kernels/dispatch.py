@@ -11,10 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from embedtune.kernels.activation import native as native_activation
 from embedtune.kernels.activation import reference as plain_activation
-from embedtune.kernels.attention import grouped
+from embedtune.kernels.attention import grouped, native
 from embedtune.kernels.attention.layout import PackedLayout
 from embedtune.kernels.attention.tiles import Table
+from embedtune.kernels.native import build
 from embedtune.kernels.norm import LayerNorm, Normalised
 from embedtune.kernels.norm import reference as plain_norm
 
@@ -58,6 +60,13 @@ MAX_NORM_SIZE = 8192
 @functools.cache
 def choose_attention(device_type: str, dtype: torch.dtype, head_size: int, *, biased: bool = False) -> PackedAttention:
     """The fastest packed attention for this device, dtype and head size, that takes a bias if it is `biased`."""
+    if device_type == "cpu":
+        native_refusal = _native_attention_refusal(dtype, head_size, biased)
+        if native_refusal is None:
+            logger.info("packed attention: compiled for this CPU, because the device is cpu and the dtype %s", dtype)
+            return native.packed_attention
+        logger.info("packed attention: grouped bmm, because the device is cpu and %s", native_refusal)
+        return grouped.packed_attention
     if device_type != "cuda":
         logger.info("packed attention: grouped bmm, because the device is %s", device_type)
         return grouped.packed_attention
@@ -99,6 +108,12 @@ def _by_length(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Pa
     return attend(query_THD, key_TKD, value_TKD, layout, **options)
 
 
+def _native_attention_refusal(dtype: torch.dtype, head_size: int, biased: bool) -> str | None:
+    if biased:
+        return "compiled attention takes no attention bias"
+    return native.refused(dtype, head_size) or build.why_not()
+
+
 def _triton_attention_refusal(dtype: torch.dtype, head_size: int) -> str | None:
     if head_size > MAX_TRITON_HEAD_SIZE:
         return f"Triton's takes head sizes up to {MAX_TRITON_HEAD_SIZE}, not {head_size}"
@@ -138,7 +153,14 @@ def choose_norm(device_type: str, dtype: torch.dtype, size: int) -> tuple[AddNor
 @functools.cache
 def choose_activation(device_type: str, dtype: torch.dtype) -> ActivationBackward:
     """GELU computed again together with its backward."""
-    reason = _triton_refusal(device_type, dtype)
+    if device_type == "cpu":
+        reason = native_activation.refused(dtype) or build.why_not()
+        if reason is None:
+            logger.info("activation: compiled for this CPU, because the device is cpu and the dtype %s", dtype)
+            return native_activation.gelu_and_backward
+        reason = f"the device is cpu and {reason}"
+    else:
+        reason = _triton_refusal(device_type, dtype)
     if reason is not None:
         logger.info("activation: torch's operations, because %s", reason)
         return plain_activation.gelu_and_backward

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from embedtune.data.collection import Collection, Pairs
+from embedtune.data.distinct import DistinctPassages, DistinctTexts
 from embedtune.data.lines import bare_stem
-from embedtune.data.spelling import key_of, passage_key, spelling, text_key
+from embedtune.data.spelling import key_of, spelling
 from embedtune.data.table import Row, Table
 from embedtune.data.trainable import without_negatives
 from embedtune.errors import DataError
@@ -32,55 +33,6 @@ class CleanRows:
     """Reason to number of rows, negatives or passages dropped, as in `results.json`."""
     rejected: int = 0
     """Rows labelled 0 whose passage became a negative of their question's other rows."""
-
-
-class _Texts:
-    """Distinct texts in the order and spelling first seen."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-        self._ids: dict[str, int] = {}
-
-    def add(self, key: str, text: str, *, of_corpus: bool = False) -> int:
-        """The id of the text with this `text_key`."""
-        known = self._ids.get(key)
-        if known is not None:
-            return known
-        kept = spelling(text)
-        # One string in memory instead of two where the spelling is its own key, as it mostly is.
-        self._ids[kept if kept == key else key] = len(self.texts)
-        self.texts.append(kept)
-        return len(self.texts) - 1
-
-    def find(self, key: str) -> int | None:
-        """The id of the text with this `text_key`, if it is known."""
-        return self._ids.get(key)
-
-
-class _Passages:
-    """Distinct passages, likewise, where punctuation between words makes no other passage."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-        self.respelled: dict[int, str] = {}
-        """Passage id to another punctuation that it came in."""
-        self._ids: dict[bytes, int] = {}
-
-    def add(self, key: str, text: str, *, of_corpus: bool = False) -> int:
-        """The id of the passage with this `text_key`.
-
-        The punctuation first seen is kept, unless a corpus has another: it is what will be searched, and answers that
-        are punctuated otherwise than the passages around them could be told by that.
-        """
-        kept = spelling(text)
-        known = self._ids.setdefault(passage_key(key), len(self.texts))
-        if known == len(self.texts):
-            self.texts.append(kept)
-        elif kept != self.texts[known] and key != text_key(self.texts[known]):
-            if of_corpus:
-                kept, self.texts[known] = self.texts[known], kept
-            self.respelled.setdefault(known, kept)
-        return known
 
 
 @dataclass
@@ -139,8 +91,8 @@ class CollectionBuilder:
 
     def __init__(self) -> None:
         self.collection = Collection()
-        self._queries = _Texts(self.collection.queries)
-        self._passages: _Texts | _Passages = _Passages(self.collection.passages)
+        self._queries = DistinctTexts(self.collection.queries)
+        self._passages: DistinctTexts | DistinctPassages = DistinctPassages(self.collection.passages)
         self._added: list[CleanRows] = []
 
     def add(self, table: Table) -> CleanRows:
@@ -201,7 +153,7 @@ class CollectionBuilder:
     @property
     def respelled(self) -> dict[int, str]:
         """Passage id to another punctuation that the passage came in, of those that came in several."""
-        return self._passages.respelled if isinstance(self._passages, _Passages) else {}
+        return self._passages.respelled if isinstance(self._passages, DistinctPassages) else {}
 
     def _check_kind(self, table: Table) -> None:
         """Whether the table can be joined to those before; the first one says what the collection is of."""
@@ -221,7 +173,7 @@ class CollectionBuilder:
         if sentences and not self._added:
             collection.passages, self._passages = collection.queries, self._queries
         elif table.graded and not self._added:
-            self._passages = _Texts(collection.passages)  # nothing is searched: a grade is that of one spelling
+            self._passages = DistinctTexts(collection.passages)  # nothing is searched: a grade is that of one spelling
 
     def _add_graded(self, row: Row, row_id: str, kept: _Kept, dropped: Counter[str]) -> str | None:
         """Keeps the graded pair, or gives the reason why it is dropped.

@@ -67,6 +67,19 @@ def base(
 
 
 @pytest.fixture
+def wide_base(
+    make_checkpoint: Callable[..., Path], make_st_folder: Callable[..., Path], bert_config: dict[str, int]
+) -> Path:
+    """The same with rows of whole blocks of 64: bitsandbytes (0.50), which the peer computes with, misreads others on a
+    CPU with AVX-512."""
+    from transformers import BertConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return make_st_folder(make_checkpoint(BertConfig.from_dict({**bert_config, **sizes, **dropout})))
+
+
+@pytest.fixture
 def job(base: Path, pairs_file: Path, tmp_path: Path) -> TrainJob:
     path = tmp_path / "batches.jsonl"
     write_batches(build_batches(str(pairs_file), batch_size=BATCH, count=STEPS + 1, seed=0), path)
@@ -133,16 +146,18 @@ def test_another_scaling_of_the_adapter_is_noticed(job: TrainJob, tmp_path: Path
 
 
 @needs_no_warnings
-def test_bases_in_four_bits_agree_too(job: TrainJob, tmp_path: Path) -> None:
+def test_bases_in_four_bits_agree_too(job: TrainJob, wide_base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    job = replace(job, method="qlora")
+    job = replace(job, method="qlora", base=str(wide_base))
     low = ours.agree_train("embedtune-low", job, tmp_path / "low.npy")
     first = ours.agree_train("embedtune-fp32", job, tmp_path / "ours.npy")
     second = peer.agree_train("st-fp32", job, tmp_path / "peer.npy")
     assert agreed(first, second).said.startswith("cosine at least 1.0000")
     assert agreed(first, low).agree
     assert first.weights == "nf4 and fp32 with a fp32 copy, trained ones in fp32"
-    assert low.weights == second.weights == "nf4 and fp32, trained ones in fp32"
+    assert second.weights == "nf4 and fp32, trained ones in fp32"
+    assert low.weights.startswith("nf4 and ")
+    assert "copy" not in low.weights  # its precision is the machine's choice
     assert peer.time_train("st-fp32", job).mean_loss == pytest.approx(
         ours.time_train("embedtune-fp32", job).mean_loss, rel=1e-4
     )

@@ -119,5 +119,5 @@ def test_where_a_batch_does_not_fit_not_all_the_memory_is_taken(
     enough = budget.ENOUGH_TOKENS["cpu"]
     assert fitting > 2 * enough
     assert choose_micro_batch(encoder, PAIRS, *texts, largest=2 * fitting) == enough
-    monkeypatch.setattr(budget, "free_bytes", lambda device: 2**25)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 2**23)
     assert choose_micro_batch(encoder, PAIRS, *texts, largest=2 * fitting) < enough

@@ -156,6 +156,7 @@ def test_bases_in_four_bits_agree_too(job: TrainJob, wide_base: Path, tmp_path: 
     assert agreed(first, low).agree
     assert first.weights == "nf4 and fp32 with a fp32 copy, trained ones in fp32"
     assert second.weights == "nf4 and fp32, trained ones in fp32"
+    assert low.weights is not None
     assert low.weights.startswith("nf4 and ")
     assert "copy" not in low.weights  # its precision is the machine's choice
     assert peer.time_train("st-fp32", job).mean_loss == pytest.approx(

@@ -60,7 +60,8 @@ class Console:
             f"{train['pairs_per_second']:,.0f} pairs/s, {train['tokens_per_second']:,.0f} tokens/s, "
             f"peak memory {train['peak_memory_bytes'] / 2**30:.1f} GiB"
         )
-        self.note(f"model: {out / 'model'}    adapter: {out / 'adapter'}    report: {out / 'report.html'}")
+        places = {"model": out / "model", "adapter": out / "adapter", "report": out / "report.html"}
+        self.note("    ".join(f"{what}: {place}" for what, place in places.items() if place.exists()))
         self._rich.print(
             "\n    from sentence_transformers import SentenceTransformer\n"
             f'    model = SentenceTransformer("{out / "model"}")\n'

@@ -98,7 +98,10 @@ def _folder(given: Path, part: str) -> Path:
     if not given.is_dir():
         raise OutputError(f"'{given}' is not a folder.\nType:  embedtune push DIR REPO with the --out DIR of a run.")
     if (given / "model").is_dir() and part == "adapter":
-        raise OutputError(f"'{given}' holds no adapter: --method full has none.\nLeave --part adapter out.")
+        raise OutputError(
+            f"'{given}' holds no adapter: --method full has none, nor has a run whose gain was within noise.\n"
+            "Leave --part adapter out."
+        )
     if (given / "config.toml").is_file():
         again = f"embedtune train --config {given / 'config.toml'} --resume"
         raise OutputError(f"the run in '{given}' has not finished: it holds no {part}.\nType:  {again}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedtune.data.spelling import passage_key, spelling, text_key
+from embedtune.data.spelling import passage_key_of, spelling, text_key
 
 
 class DistinctTexts:
@@ -44,7 +44,7 @@ class DistinctPassages:
         are punctuated otherwise than the passages around them could be told by that.
         """
         kept = spelling(text)
-        known = self._ids.setdefault(passage_key(key), len(self.texts))
+        known = self._ids.setdefault(passage_key_of(key), len(self.texts))
         if known == len(self.texts):
             self.texts.append(kept)
         elif kept != self.texts[known] and key != text_key(self.texts[known]):

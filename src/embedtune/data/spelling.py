@@ -42,7 +42,11 @@ def passage_key(text: str) -> bytes:
     A passage of nothing else is told by that. The bytes are a hash, which keeps a corpus from being in memory twice;
     among 10^12 passages two different ones have the same with a probability of 10^-15.
     """
-    key = text_key(text)
+    return passage_key_of(text_key(text))
+
+
+def passage_key_of(key: str) -> bytes:
+    """The `passage_key` of a text whose `text_key` is known: to make that is most of the work."""
     words = " ".join(_BETWEEN_WORDS.sub(" ", key).split())
     return hashlib.blake2b((words or key).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 

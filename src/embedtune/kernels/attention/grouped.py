@@ -10,18 +10,13 @@ Shapes: `T` packed tokens, `H` query heads, `K` key/value heads, `D` head size; 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from embedtune.kernels.attention.layout import Group, PackedLayout
+from embedtune.kernels.attention.layout import Group, PackedLayout, Visibility
 from embedtune.kernels.attention.reference import hidden_positions
-
-
-class _Visibility(NamedTuple):
-    causal: bool
-    window: int | None
 
 
 def packed_attention(
@@ -40,7 +35,7 @@ def packed_attention(
     if repeats > 1:
         key_TKD = key_TKD.repeat_interleave(repeats, dim=1)
         value_TKD = value_TKD.repeat_interleave(repeats, dim=1)
-    visibility = _Visibility(causal, window)
+    visibility = Visibility(causal, window)
     out: Tensor = _GroupedAttention.apply(query_THD, key_TKD, value_TKD, bias_HLL, layout, scale, visibility)
     return out
 
@@ -57,7 +52,7 @@ class _GroupedAttention(torch.autograd.Function):
         bias_HLL: Tensor | None,
         layout: PackedLayout,
         scale: float,
-        visibility: _Visibility,
+        visibility: Visibility,
     ) -> Tensor:
         out_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
         probabilities = []
@@ -134,7 +129,7 @@ def _from_block(block_MLD: Tensor, group: Group, out_THD: Tensor) -> None:
     target_NLHD.copy_(block_MLD.view(group.count, heads, group.length, size).transpose(1, 2))
 
 
-def _mask(length: int, visibility: _Visibility, like: Tensor) -> Tensor | None:
+def _mask(length: int, visibility: Visibility, like: Tensor) -> Tensor | None:
     """Additive mask, -inf where a key must not be seen, shape (L, L); None if all are seen."""
     hidden_LL = hidden_positions(length, visibility.causal, visibility.window, like.device)
     if hidden_LL is None:

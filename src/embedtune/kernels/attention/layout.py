@@ -9,13 +9,22 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from embedtune.kernels.transfer import to_device
+
+
+class Visibility(NamedTuple):
+    """Which keys of its sequence a query sees; all, if neither is given."""
+
+    causal: bool
+    """None that come after it."""
+    window: int | None
+    """None so many tokens away, or further."""
 
 
 @dataclass(frozen=True)

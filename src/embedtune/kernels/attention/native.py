@@ -9,22 +9,17 @@ Shapes: `T` packed tokens, `H` query heads, `K` key/value heads, `D` head size, 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from embedtune.kernels.attention.layout import PackedLayout
+from embedtune.kernels.attention.layout import PackedLayout, Visibility
 from embedtune.kernels.native.build import DTYPES, load
 
 MAX_HEAD_SIZE = 256
-
-
-class _Visibility(NamedTuple):
-    causal: bool
-    window: int | None
 
 
 def packed_attention(
@@ -52,7 +47,7 @@ def packed_attention(
     if refusal := refused(query_THD.dtype, query_THD.shape[2]):
         raise ValueError(refusal)
     _check(query_THD, key_TKD, value_TKD, layout)
-    out: Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, layout, scale, _Visibility(causal, window))
+    out: Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, layout, scale, Visibility(causal, window))
     return out
 
 
@@ -90,7 +85,7 @@ class _Attention(torch.autograd.Function):
         value_TKD: Tensor,
         layout: PackedLayout,
         scale: float,
-        visibility: _Visibility,
+        visibility: Visibility,
     ) -> Tensor:
         query_THD, key_TKD, value_TKD = (_readable(x) for x in (query_THD, key_TKD, value_TKD))
         out_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
@@ -148,7 +143,7 @@ def _run(
     lse_TH: Tensor,
     layout: PackedLayout,
     scale: float,
-    visibility: _Visibility,
+    visibility: Visibility,
     *,
     backward: bool,
 ) -> None:

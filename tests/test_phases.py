@@ -15,6 +15,7 @@ from embedtune import phases
 from embedtune.config import (
     DataConfig,
     EvaluationConfig,
+    LossConfig,
     MiningConfig,
     ModelConfig,
     OutputConfig,
@@ -36,13 +37,28 @@ def config(pairs_file: Path, st_folder: Path, tmp_path: Path) -> TrainConfig:
     return six_and_six(pairs_file, st_folder, tmp_path)
 
 
+@pytest.fixture
+def neighbours(config: TrainConfig) -> TrainConfig:
+    """Six steps and then six in which those come together that have one another's passages for hard negatives."""
+    training = replace(config.training, mined_batches="auto")
+    mining = replace(config.mining, hard_negatives=None)
+    return replace(config, training=training, mining=mining, loss=LossConfig(bm25_weight=0.3))
+
+
 def six_and_six(pairs_file: Path, st_folder: Path, folder: Path) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(train=str(pairs_file)),
         model=ModelConfig(base=str(st_folder), device="cpu", precision="fp32"),
         mining=MiningConfig(hard_negatives=2, max_score_ratio=100.0),
         training=TrainingConfig(
-            lr=0.01, batch_size=16, epochs=1, mined_epochs=1, mined_batch_size=16, eval_steps=4, checkpoint_minutes=0.0
+            lr=0.01,
+            batch_size=16,
+            epochs=1,
+            mined_epochs=1,
+            mined_batches="shuffled",
+            mined_batch_size=16,
+            eval_steps=4,
+            checkpoint_minutes=0.0,
         ),
         evaluation=EvaluationConfig(accept="any"),
         output=OutputConfig(out=folder / "run"),
@@ -86,9 +102,73 @@ def test_the_second_phase_trains_with_what_the_first_one_s_model_mined(
     assert again["mining"] == results["mining"]
 
 
+def test_neighbours_come_in_one_batch_and_bm25_teaches_there(
+    neighbours: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_of, taught, negatives = list[list[int]](), list[bool](), 0
+    original = ContrastiveObjective.__call__
+
+    def spying(self: ContrastiveObjective, rows: Any) -> Any:
+        nonlocal negatives
+        rows_of.append(rows.tolist())
+        taught.append(self.words is not None)
+        negatives += sum(len(self.pairs.negative_ids[row]) for row in rows)
+        return original(self, rows)
+
+    monkeypatch.setattr(ContrastiveObjective, "__call__", spying)
+    results = train(neighbours)
+    (mined,), out = results["mining"], neighbours.output.out
+    kept = json.loads((out / "checkpoints" / "mined-1.json").read_text())["negatives"]
+    assert (mined["batches"], mined["asked"], {len(ids) for ids in kept}) == ("neighbours", 16, {16})
+    assert 0 < mined["bm25_finds"] < 1
+    assert (negatives, taught) == (0, [False] * 6 + [True] * 6)
+    passages = [row["positive"] for row in read_rows(out, "train")]
+    nearest = [{row["negative_1"], row["negative_2"]} for row in read_rows(out, "mined-1")]
+    assert all("negative_3" not in row for row in read_rows(out, "mined-1"))
+    both = [len({passages[r] for r in batch} & nearest[row]) for batch in rows_of[6:] for row in batch]
+    assert sum(both) / (2 * len(both)) == pytest.approx(mined["nearest_together"])
+    before = [len({passages[r] for r in batch} & nearest[row]) for batch in rows_of[:6] for row in batch]
+    assert sum(both) > 1.3 * sum(before)
+    written = load_toml(out / "config.toml")
+    assert (written.training.mined_batches, written.training.mined_batch_size) == ("neighbours", 16)
+    again = train(replace(written, output=replace(written.output, out=out.with_name("again"))))
+    assert adapter(out.with_name("again")) == adapter(out)
+    assert again["mining"] == results["mining"]
+
+
+def test_neighbours_may_get_negatives_beside(neighbours: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set[int]()
+    original = ContrastiveObjective.__call__
+
+    def spying(self: ContrastiveObjective, rows: Any) -> Any:
+        seen.update(len(self.pairs.negative_ids[row]) for row in rows)
+        return original(self, rows)
+
+    monkeypatch.setattr(ContrastiveObjective, "__call__", spying)
+    train(replace(neighbours, mining=replace(neighbours.mining, hard_negatives=3)))
+    assert seen == {0, 3}
+    assert "negative_3" in read_rows(neighbours.output.out, "mined-1")[0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "known", "teaches"), [(None, 0.49, False), (None, 0.5, True), (0.2, 0.1, True), (0.0, 1.0, False)]
+)
+def test_bm25_teaches_if_it_knows_enough_or_is_told_to(
+    neighbours: TrainConfig, monkeypatch: pytest.MonkeyPatch, weight: float | None, known: float, teaches: bool
+) -> None:
+    monkeypatch.setattr("embedtune.training.words._found", lambda *_: known)
+    short = replace(neighbours.training, epochs=0.2, mined_epochs=0.2)
+    (mined,) = train(replace(neighbours, training=short, loss=LossConfig(bm25_weight=weight)))["mining"]
+    assert mined.get("bm25_finds") == (known if teaches else None)
+
+
 @pytest.mark.parametrize("step", [3, 6, 9, 12])
-def test_a_run_stopped_at_any_point_goes_on_to_the_same_weights(config: TrainConfig, step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", ["shuffled", "neighbours"])
+def test_a_run_stopped_at_any_point_goes_on_to_the_same_weights(
+    config: TrainConfig, batches: Any, step: int, tmp_path: Path
+) -> None:
     """In each phase, at the end of each, and between the last step and its evaluation."""
+    config = replace(config, training=replace(config.training, mined_batches=batches))
     whole = train(config)
     stopped = replace(config, output=OutputConfig(out=tmp_path / "stopped"))
     with pytest.raises(TrainingInterrupted):
@@ -136,8 +216,19 @@ def test_another_way_to_mine_is_another_run(config: TrainConfig) -> None:
 
 
 def test_epochs_for_negatives_that_are_not_mined_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--mined-epochs is 1, and --hard-negatives 0 mines none"):
-        TrainConfig(training=TrainingConfig(mined_epochs=1), mining=MiningConfig(hard_negatives=0))
+    none = MiningConfig(hard_negatives=0)
+    with pytest.raises(ConfigError, match=r"--mined-epochs is 1, and --hard-negatives 0 adds none"):
+        TrainConfig(training=TrainingConfig(mined_epochs=1, mined_batches="shuffled"), mining=none)
+    assert TrainConfig(training=TrainingConfig(mined_epochs=1), mining=none).mining.added == 0
+
+
+def test_bm25_can_t_teach_where_nothing_is_mined(config: TrainConfig) -> None:
+    training = replace(config.training, mined_epochs=0)
+    with pytest.raises(
+        ConfigError, match=r"--bm25-weight 0.3: BM25 teaches in the epochs with mined negatives.*\nType"
+    ):
+        train(replace(config, training=training, loss=LossConfig(bm25_weight=0.3)))
+    assert not config.output.out.exists()
 
 
 def test_a_judge_that_is_none_is_told_before_anything_is_written(config: TrainConfig, st_folder: Path) -> None:

@@ -223,7 +223,9 @@ def not_carried_over(config: TrainConfig) -> list[str]:
     if loss.loss == "contrastive":  # what auto comes to, and what the peer has
         loss = dataclasses.replace(loss, loss="auto")
     if not training.mined_epochs:  # then nothing was mined, whatever the settings of it
-        training = dataclasses.replace(training, mined_epochs=None, mined_lr=None, mined_batch_size=None)
+        training = dataclasses.replace(
+            training, mined_epochs=None, mined_lr=None, mined_batch_size=None, mined_batches="auto"
+        )
         mining = type(mining)()
     if training.trainings == 1:  # as the peer does
         training = dataclasses.replace(training, trainings=None)

@@ -20,7 +20,7 @@ from embedtune.export.run_folder import RunFolder
 from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.soup import has_mean, take_mean
-from embedtune.phases import MinedPhases
+from embedtune.phases import MinedPhases, word_teacher
 from embedtune.progress import Reporter
 from embedtune.training.checkpoint import Checkpoints, Progress, set_weights, trainable_tensors
 from embedtune.training.loop import Trainer
@@ -36,6 +36,7 @@ def train_members(
     mining: MiningConfig,
     folder: RunFolder,
     *,
+    bm25_weight: float | None = None,
     resume: bool,
     stop: StopRequest,
     reporter: Reporter,
@@ -52,6 +53,7 @@ def train_members(
         texts: the splits' texts, from `tokenize`.
         mining: what is mined between the phases.
         folder: of the run.
+        bm25_weight: of what BM25 teaches where negatives are mined (`phases.word_teacher`).
         resume: go on from each training's newest checkpoint, if it has any; one that is over is not done again.
         stop: the request of the run.
         reporter: is told how it goes.
@@ -62,7 +64,7 @@ def train_members(
     Raises:
         RunError, TrainingInterrupted: as `Trainer.run`.
     """
-    count = trainer.plan.trainings
+    count, words = trainer.plan.trainings, word_teacher(splits, trainer.plan, bm25_weight)
     parameters, mined = trainable_parameters(encoder), list[dict[str, Any]]()
     trainers, progress = [_member(trainer, number, folder) for number in range(count)], list[Progress]()
     start = dict[str, Tensor]()
@@ -77,7 +79,7 @@ def train_members(
             reporter.note(f"training {number + 1} of {count}")
         place = folder.training(number)
         tidy(place.splits)
-        phases = MinedPhases(member, encoder, splits, texts, mining, place, reporter=reporter)
+        phases = MinedPhases(member, encoder, splits, texts, mining, place, words=words, reporter=reporter)
         try:
             progress.append(phases.trainer.run(resume=resume, stop=stop))
         except TrainingInterrupted as stopped:

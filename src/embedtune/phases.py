@@ -1,4 +1,4 @@
-"""What a training does between its phases: mine hard negatives, which are kept for a resumed run."""
+"""What a training does between its phases: mine hard negatives, kept for a resumed run, and have BM25 teach."""
 
 from __future__ import annotations
 
@@ -10,17 +10,43 @@ from typing import Any
 
 from embedtune.atomic import why_not_written
 from embedtune.config import MiningConfig
-from embedtune.data.collection import Pairs
+from embedtune.data.batches import epoch_batches
+from embedtune.data.neighbours import Links, share_together
 from embedtune.data.prepare import Splits
 from embedtune.data.split import write_pairs
 from embedtune.data.tokens import Texts
 from embedtune.errors import StorageError
 from embedtune.export.run_folder import RunFolder, write_json
+from embedtune.mining.mine import Mined
+from embedtune.mining.pool import training_pool
 from embedtune.mining.with_encoder import mine_negatives
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
+from embedtune.training.plan import Plan
+from embedtune.training.words import WordTeacher
+
+LINKS = 16
+"""Hard negatives of a pair by which it is put beside others."""
+SHOWN = 2
+"""Of these, how many the file of mined negatives shows."""
+BM25_SHARE = 0.5
+"""Of the training answers, what BM25 has to find among its first ten passages to be a teacher if none is asked for."""
+
+
+def word_teacher(splits: Splits, plan: Plan, weight: float | None) -> WordTeacher | None:
+    """BM25, if it is to teach in a phase of the plan.
+
+    Args:
+        splits: from `prepare`.
+        plan: of the training.
+        weight: of what it teaches; if that is left open, it has to know enough (`BM25_SHARE`).
+    """
+    if weight == 0 or not any(phase.mines for phase in plan.phases):
+        return None
+    words = WordTeacher(splits.collection, splits.train, training_pool(splits).passage_ids)
+    return words if weight is not None or words.found >= BM25_SHARE else None
 
 
 class MinedPhases:
@@ -35,31 +61,55 @@ class MinedPhases:
         config: MiningConfig,
         folder: RunFolder,
         *,
+        words: WordTeacher | None = None,
         reporter: Reporter,
     ) -> None:
+        """Set up the phases of one training.
+
+        Args:
+            trainer: of `build_trainer`.
+            encoder: that it trains.
+            splits: from `prepare`.
+            texts: the splits' texts, from `tokenize`.
+            config: what is mined.
+            folder: of the training.
+            words: what teaches where negatives are mined, from `word_teacher`.
+            reporter: is told how it goes.
+        """
         self.trainer = replace(trainer, begin_phase=self.begin)
         """The trainer that mines."""
         self._objective, self._phases, self._seed = trainer.objective, trainer.plan.phases, trainer.seed
         self._encoder, self._splits, self._texts, self._config = encoder, splits, texts, config
-        self._folder, self._reporter = folder, reporter
+        self._folder, self._reporter, self._words = folder, reporter, words
         self._facts: dict[int, dict[str, Any]] = {}
 
-    def begin(self, number: int, resumed: bool) -> None:
-        """Give the objective the negatives of the phase of that number: those given, or mined now or before.
+    def begin(self, number: int, resumed: bool) -> Links | None:
+        """Give the objective what the phase of that number trains with beside its pairs.
 
         Args:
             number: of the phase.
             resumed: steps of the phase were taken before, with negatives that lie in the folder.
 
+        Returns:
+            The negatives by which its batches are made, if they are.
+
         Raises:
             StorageError: negatives can't be written, or those that were written can't be read.
         """
-        negatives = self._splits.train.negative_ids
-        if self._phases[number].mines:
-            negatives = self._read(number) if resumed else self._mine(number)
+        phase, objective = self._phases[number], self._objective
+        given = added = self._splits.train.negative_ids
+        if phase.mines:
+            added = self._read(number) if resumed else self._mine(number)
+        links = None
+        if phase.neighbours:
+            links = [row[len(own) :] for row, own in zip(added, given, strict=True)]
+            shown = self._config.hard_negatives or 0
+            added = tuple(row[: len(own) + shown] for row, own in zip(added, given, strict=True))
         # Graded pairs have none. A training before this one may have left its own.
-        if isinstance(self._objective, ContrastiveObjective):
-            self._objective.pairs = replace(self._objective.pairs, negative_ids=negatives)
+        if isinstance(objective, ContrastiveObjective):
+            objective.pairs = replace(objective.pairs, negative_ids=added)
+            objective.words = self._words if phase.mines else None
+        return links
 
     def facts(self, steps: int) -> list[dict[str, Any]]:
         """What was mined, a phase each; for `results.json`.
@@ -77,24 +127,44 @@ class MinedPhases:
         return [self._facts[number] for number in mined]
 
     def _mine(self, number: int) -> tuple[tuple[int, ...], ...]:
+        config, phase = self._config, self._phases[number]
+        if phase.neighbours:
+            most = config.mine_depth - config.mine_skip
+            config = replace(config, hard_negatives=max(min(LINKS, most), config.hard_negatives or 0))
         mined = mine_negatives(
-            self._encoder, self._splits, self._texts, self._config, seed=self._seed, reporter=SilentReporter()
+            self._encoder, self._splits, self._texts, config, seed=self._seed, reporter=SilentReporter()
         )
-        self._write(number, mined.pairs, mined.facts)
-        self._facts[number] = mined.facts
-        self._reporter.note(_what_was_mined(mined.facts))
+        facts = {"batches": "neighbours" if phase.neighbours else "shuffled", **mined.facts}
+        if phase.neighbours:
+            facts["nearest_together"] = self._together(phase.batch_size, mined)
+        if self._words is not None:
+            facts["bm25_finds"] = self._words.found
+        self._write(number, mined, facts)
+        self._facts[number] = facts
+        self._reporter.note(_what_was_mined(facts))
         return mined.pairs.negative_ids
+
+    def _together(self, batch_size: int, mined: Mined) -> float:
+        """The share of the nearest negatives that come in one batch with their pair, in the first epoch."""
+        links = [row[len(row) - added :] for row, added in zip(mined.pairs.negative_ids, mined.added, strict=True)]
+        batches = epoch_batches(self._splits.train, batch_size=batch_size, seed=self._seed, epoch=0, links=links)
+        return share_together(batches, self._splits.train, links, nearest=SHOWN)
 
     def _path(self, number: int) -> Path:
         return self._folder.checkpoints / f"mined-{number}.json"
 
-    def _write(self, number: int, pairs: Pairs, facts: dict[str, Any]) -> None:
+    def _write(self, number: int, mined: Mined, facts: dict[str, Any]) -> None:
         path = self._path(number)
+        negatives = [list(ids) for ids in mined.pairs.negative_ids]
+        shown = mined.pairs
+        if self._phases[number].neighbours:
+            more = [max(0, added - max(SHOWN, self._config.hard_negatives or 0)) for added in mined.added]
+            nearest = tuple(ids[: len(ids) - left_out] for ids, left_out in zip(negatives, more, strict=True))
+            shown = replace(shown, negative_ids=tuple(map(tuple, nearest)), scores=None)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folder.splits.mkdir(parents=True, exist_ok=True)
-            write_pairs(self._folder.splits / f"mined-{number}.jsonl", pairs, self._splits.collection)
-            negatives = [list(ids) for ids in pairs.negative_ids]
+            write_pairs(self._folder.splits / f"mined-{number}.jsonl", shown, self._splits.collection)
             write_json(path, {"facts": facts, "negatives": negatives, "sha256": _checksum(negatives)})
         except OSError as error:
             raise StorageError(f"{path} can't be written: {why_not_written(error, path)}") from error
@@ -124,4 +194,9 @@ def _checksum(negatives: list[list[int]]) -> str:
 def _what_was_mined(facts: dict[str, Any]) -> str:
     refused = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in facts["refused"].items() if count)
     left_out = f"; left out: {refused}" if refused else ""
-    return f"mined {facts['mined']:,} hard negatives for {facts['rows']:,} pairs{left_out}"
+    said = f"mined {facts['mined']:,} hard negatives for {facts['rows']:,} pairs{left_out}"
+    if "nearest_together" in facts:
+        said += f"; {facts['nearest_together']:.0%} of the nearest {SHOWN} come in one batch with their pair"
+    if "bm25_finds" in facts:
+        said += f"; BM25 teaches too: it finds {facts['bm25_finds']:.0%} of the answers among its first ten passages"
+    return said

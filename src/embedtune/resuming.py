@@ -45,6 +45,7 @@ DERIVED = {
         "trainings",
         "mined_lr",
         "mined_batch_size",
+        "mined_batches",
         "eval_steps",
         "micro_batch_tokens",
     },

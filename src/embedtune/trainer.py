@@ -159,7 +159,10 @@ def _report_plan(plan: Plan, config: TrainingConfig, splits: Splits, reporter: R
     accumulated = f", {config.accumulate} accumulated a step" if config.accumulate > 1 else ""
     graded = splits.collection.graded
     for phase in plan.phases:
-        detail = f"{phase.batch_size - 1} in-batch negatives each{' and mined ones' if phase.mines else ''}"
+        mined = ""
+        if phase.mines:
+            mined = ", mined hard ones among them" if phase.neighbours else " and mined ones"
+        detail = f"{phase.batch_size - 1} in-batch negatives each{mined}"
         if graded:
             detail = "loss CoSENT: a higher grade is to have a higher cosine"
         reporter.note(

@@ -176,16 +176,16 @@ def test_what_is_mined_is_what_scoring_everything_gives(settings: dict[str, Any]
         config = MiningConfig(**settings)
         left, refused = reference(given, config)
         mined, train = given.mine(config), given.splits.train
-        expected = [(*own, *kept[: config.hard_negatives]) for own, kept in zip(train.negative_ids, left, strict=True)]
+        expected = [(*own, *kept[: config.added]) for own, kept in zip(train.negative_ids, left, strict=True)]
         assert list(mined.pairs.negative_ids) == expected
         assert {reason: count for reason, count in mined.facts["refused"].items() if count} == +refused
-        assert mined.facts["short_rows"] == sum(len(kept) < config.hard_negatives for kept in left)
+        assert mined.facts["short_rows"] == sum(len(kept) < config.added for kept in left)
 
         drawn = given.mine(replace(config, mine_sampling="random"))
         for own, kept, found in zip(train.negative_ids, left, drawn.pairs.negative_ids, strict=True):
             added = found[len(own) :]
             assert found[: len(own)] == own
-            assert len(added) == len(set(added)) == min(config.hard_negatives, len(kept))
+            assert len(added) == len(set(added)) == min(config.added, len(kept))
             assert [passage for passage in kept if passage in added] == list(added)
 
 

@@ -130,3 +130,13 @@ def test_jax_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
         [sys.executable, "-c", STARTS_NO_JAX, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert (ran.stdout, ran.returncode) == ("[[1]] False\n", 0), ran.stderr
+
+
+def test_weights_and_counts_make_the_scores_of_a_search() -> None:
+    index, queries = WordIndex(CORPUS), ["the cat", "dog dog", "", "unknown", "price of the cat"]
+    scores = index.counts(queries) @ index.weights().T
+    found = index.search(queries, len(CORPUS))
+    wanted = torch.zeros(len(queries), len(CORPUS)).scatter(1, found.ids_QK, found.scores_QK)
+    torch.testing.assert_close(torch.from_numpy(scores.toarray()), wanted)
+    wordless = WordIndex(["", "..."])
+    assert (wordless.counts(["dog"]) @ wordless.weights().T).toarray().tolist() == [[0.0, 0.0]]

@@ -44,28 +44,39 @@ def test_steps_are_epochs_of_batches() -> None:
 def phases(pairs: int = 6400, **settings: Any) -> list[tuple[int, int, int, float, str]]:
     """First step, steps, batch size, learning rate and beginning of each phase."""
     found = make_plan(TrainingConfig(**settings), pairs, mining=True).phases
-    begins = ["mines" if phase.mines else "" for phase in found]
+    begins = ["neighbours" if phase.neighbours else "mines" if phase.mines else "" for phase in found]
     return [(p.first_step, p.steps, p.batch_size, p.lr, how) for p, how in zip(found, begins, strict=True)]
 
 
 def test_recipes_are_passes_over_the_pairs() -> None:
-    assert phases() == [(0, 100, 128, 2e-3, ""), (100, 100, 64, 1e-3, "mines")]
+    assert phases() == [(0, 50, 128, 2e-3, ""), (50, 100, 128, 1e-3, "neighbours")]
     assert phases(recipe="quick") == [(0, 50, 128, 2e-3, "")]
     assert phases(recipe="thorough") == phases()
     assert plan(6400).phases[1:] == (), "without mining there are no phases for it"
 
 
 def test_what_is_given_takes_the_place_of_the_recipe() -> None:
-    assert phases(epochs=1) == [(0, 50, 128, 2e-3, ""), (50, 100, 64, 1e-3, "mines")]
-    assert phases(mined_epochs=0) == [(0, 100, 128, 2e-3, "")]
+    assert phases(epochs=2) == [(0, 100, 128, 2e-3, ""), (100, 100, 128, 1e-3, "neighbours")]
+    assert phases(mined_epochs=0) == [(0, 50, 128, 2e-3, "")]
     assert phases(max_steps=7) == [(0, 7, 128, 2e-3, "")]
-    assert phases(max_steps=7, mined_epochs=2)[1:] == [(7, 200, 64, 1e-3, "mines")]
-    assert phases(mined_lr=1e-4, mined_batch_size=32)[1:] == [(100, 200, 32, 1e-4, "mines")]
-    assert phases(lr=1e-4, batch_size=32)[1:] == [(400, 400, 16, 5e-5, "mines")]
-    assert phases(recipe="thorough", mined_epochs=0.5)[1:] == [(100, 50, 64, 1e-3, "mines")]
-    assert phases(20) == [(0, 4, 16, 2e-3, ""), (4, 2, 16, 1e-3, "mines")]
+    assert phases(max_steps=7, mined_epochs=1)[1:] == [(7, 50, 128, 1e-3, "neighbours")]
+    assert phases(mined_lr=1e-4, mined_batch_size=32)[1:] == [(50, 400, 32, 1e-4, "neighbours")]
+    assert phases(lr=1e-4, batch_size=32)[1:] == [(200, 400, 32, 5e-5, "neighbours")]
+    assert phases(recipe="thorough", mined_epochs=0.5)[1:] == [(50, 25, 128, 1e-3, "neighbours")]
+    assert phases(20) == [(0, 2, 16, 2e-3, ""), (2, 4, 16, 1e-3, "neighbours")]
     with pytest.raises(ConfigError, match="--mined-batch-size 30 is more than the 20 pairs"):
         phases(20, mined_batch_size=30)
+
+
+def test_shuffled_batches_are_half_as_large_as_each_pair_takes_more() -> None:
+    assert phases(mined_batches="shuffled")[1:] == [(50, 200, 64, 1e-3, "mines")]
+    assert phases(lr=1e-4, batch_size=32, mined_batches="shuffled")[1:] == [(200, 800, 16, 5e-5, "mines")]
+    assert phases(mined_batch_size=48, mined_batches="shuffled")[1][2] == 48
+    assert phases(passage_once=True) == phases(mined_batches="shuffled")
+    with pytest.raises(
+        ConfigError, match=r"--mined-batches neighbours other passages.\nType:  --mined-batches shuffled"
+    ):
+        TrainingConfig(passage_once=True, mined_batches="neighbours")
 
 
 def test_the_thorough_recipe_trains_three_times() -> None:

@@ -47,10 +47,11 @@ class TrainConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        if self.training.mined_epochs and self.mining.hard_negatives == 0:
+        shuffled = self.training.mined_batches == "shuffled" or self.training.passage_once
+        if self.training.mined_epochs and shuffled and self.mining.hard_negatives == 0:
             raise ConfigError(
-                f"--mined-epochs is {self.training.mined_epochs:g}, and --hard-negatives 0 mines none to train with.\n"
-                "Type:  --hard-negatives 2, or leave out --mined-epochs."
+                f"--mined-epochs is {self.training.mined_epochs:g}, and --hard-negatives 0 adds none to shuffled "
+                "batches.\nType:  --hard-negatives 2, or leave out --mined-epochs."
             )
         if self.model.memory == "low" and self.adapter.method != "qlora":
             raise ConfigError(

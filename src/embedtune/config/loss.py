@@ -55,6 +55,9 @@ class LossConfig:
     """Factor on that loss; the contrastive one has 1."""
     distill_temperature: float = 1.0
     """What teacher's and model's scores are divided by in kl; more than 1 makes both distributions flatter."""
+    bm25_weight: float | None = None
+    """Weight of a loss that brings the model's scores of the batch near BM25's, in the epochs with mined negatives; 0
+    for none. If not given 0.3, and 0 where BM25 finds less than half of the training answers."""
     guide: str | None = None
     """Leave out negatives that look like answers: hub id or folder of an encoder that tells, or `self` for the one in
     training."""
@@ -73,6 +76,8 @@ class LossConfig:
             require(lowest <= self.scale <= highest, "scale", self.scale, expected)
         self._check_matryoshka()
         self._check_distillation()
+        if self.bm25_weight is not None:
+            require(self.bm25_weight >= 0, "bm25-weight", self.bm25_weight, "0 or more")
         require(-2 <= self.guide_margin <= 2, "guide-margin", self.guide_margin, "a difference of cosines: 0.05")
         if self.guide is None and self.guide_margin != 0:
             raise _without("guide-margin", self.guide_margin, "guide", "--guide self")

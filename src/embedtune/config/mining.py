@@ -7,13 +7,16 @@ from typing import Literal
 
 from embedtune.checks import require, require_choice, require_usable
 
+DEFAULT_NEGATIVES = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class MiningConfig:
     """Which passages of the training pairs become hard negatives of other questions."""
 
-    hard_negatives: int = 2
-    """Negatives added to each pair; 0 adds none."""
+    hard_negatives: int | None = None
+    """Negatives added to each pair; 0 adds none. If not given 2, and none where those that share a batch have one
+    another's (`mined_batches`)."""
     mine_from: Literal["model", "bm25", "both"] = "model"
     """Where candidates come from: the passages that the model ranks best for the question, those that BM25 does, or
     both in turn."""
@@ -36,11 +39,17 @@ class MiningConfig:
         require_usable(self)
         require_choice(self, "mine_from")
         require_choice(self, "mine_sampling")
-        require(self.hard_negatives >= 0, "hard-negatives", self.hard_negatives, "0 or more")
+        if self.hard_negatives is not None:
+            require(self.hard_negatives >= 0, "hard-negatives", self.hard_negatives, "0 or more")
         require(self.mine_depth >= 1, "mine-depth", self.mine_depth, "1 or more")
         below = f"0 or more and below --mine-depth, {self.mine_depth}"
         require(0 <= self.mine_skip < self.mine_depth, "mine-skip", self.mine_skip, below)
-        left = f"at least --hard-negatives more than --mine-skip, {self.hard_negatives + self.mine_skip}"
-        require(self.hard_negatives <= self.mine_depth - self.mine_skip, "mine-depth", self.mine_depth, left)
+        left = f"at least --hard-negatives more than --mine-skip, {self.added + self.mine_skip}"
+        require(self.added <= self.mine_depth - self.mine_skip, "mine-depth", self.mine_depth, left)
         require(self.max_score_ratio > 0, "max-score-ratio", self.max_score_ratio, "a number above 0, such as 0.95")
         require(self.score_margin >= 0, "score-margin", self.score_margin, "0 or more")
+
+    @property
+    def added(self) -> int:
+        """Negatives added to each pair, where it is left open too."""
+        return DEFAULT_NEGATIVES if self.hard_negatives is None else self.hard_negatives

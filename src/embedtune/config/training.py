@@ -7,6 +7,7 @@ from typing import Literal
 
 from embedtune.checks import require, require_choice, require_usable
 from embedtune.durations import parse_seconds
+from embedtune.errors import ConfigError
 
 METRICS = (
     *(f"accuracy@{k}" for k in (1, 3, 5, 10)),
@@ -26,8 +27,8 @@ class TrainingConfig:
     """The optimiser and the steps."""
 
     recipe: Literal["quick", "default", "thorough"] = "default"
-    """What the settings that are left open come to: quick takes one pass without mined negatives, default two passes
-    and one with them, thorough does what default does three times and takes the mean of the weights."""
+    """What the settings that are left open come to: quick takes one pass without mined negatives, default one pass and
+    two with them, thorough does what default does three times and takes the mean of the weights."""
     trainings: int | None = None
     """Complete trainings in other orders of the pairs, whose weights' mean is kept; if not given 1, with --recipe
     thorough 3."""
@@ -46,8 +47,12 @@ class TrainingConfig:
     """Further passes, with hard negatives that the model so far has mined; 0 for none. By the recipe if not given."""
     mined_lr: float | None = None
     """Peak learning rate of these; half of `lr` if not given."""
+    mined_batches: Literal["auto", "neighbours", "shuffled"] = "auto"
+    """Which pairs share a batch in these: neighbours, whose passages are hard negatives of one another's questions, so
+    that none has to be added; shuffled, any, and each pair gets `hard_negatives` added; auto takes neighbours, and
+    shuffled with `passage_once`."""
     mined_batch_size: int | None = None
-    """Pairs in a batch of these; half of `batch_size` if not given."""
+    """Pairs in a batch of these; `batch_size` if not given, or half of it where the batches are shuffled."""
     accumulate: int = 1
     """Contrastive batches whose gradients make one optimiser step. It does not add in-batch negatives."""
     passage_once: bool = False
@@ -97,6 +102,12 @@ class TrainingConfig:
         require(self.mined_lr is None or self.mined_lr > 0, "mined-lr", self.mined_lr, "a number above 0, such as 1e-3")
         if self.mined_batch_size is not None:
             require(self.mined_batch_size >= 2, "mined-batch-size", self.mined_batch_size, "2 or more pairs")
+        require_choice(self, "mined_batches")
+        if self.mined_batches == "neighbours" and self.passage_once:
+            raise ConfigError(
+                "--passage-once keeps the questions of a passage in one batch, and --mined-batches neighbours other "
+                "passages.\nType:  --mined-batches shuffled, or leave one of the two out."
+            )
         for name in ("trainings", "max_steps", "eval_steps", "patience", "micro_batch_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, name.replace("_", "-"), value, "1 or more")

@@ -4,7 +4,7 @@ Sentence Transformers' duplicate-free sampler drops the rows it can't place, or 
 clash wait for a later batch, and the few left over at the end share one (the loss masks them, see `losses.infonce`).
 
 Or the other way round, where passages have many questions: all of a passage's questions in one batch, in which it is
-embedded once.
+embedded once. Or, where hard negatives were mined, pairs that have one another's (`data.neighbours`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 import numpy as np
 
 from embedtune.data.collection import IdArray, Pairs
+from embedtune.data.neighbours import Links, neighbour_batches
 
 
 def batches_per_epoch(rows: int, batch_size: int) -> int:
@@ -22,7 +23,15 @@ def batches_per_epoch(rows: int, batch_size: int) -> int:
     return math.ceil(rows / batch_size)
 
 
-def epoch_batches(pairs: Pairs, *, batch_size: int, seed: int, epoch: int, passage_once: bool = False) -> list[IdArray]:
+def epoch_batches(
+    pairs: Pairs,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    passage_once: bool = False,
+    links: Links | None = None,
+) -> list[IdArray]:
     """Row numbers of each batch of one epoch: a function of its arguments alone, so that a run can be resumed.
 
     Batches differ in size by at most one row, so none is left with too few in-batch negatives.
@@ -33,12 +42,15 @@ def epoch_batches(pairs: Pairs, *, batch_size: int, seed: int, epoch: int, passa
         seed: of the run.
         epoch: counted from 0; each epoch has its own order.
         passage_once: keep the rows of a passage together; those that a batch ends between are in two.
+        links: of each row, its hard negatives; rows that are linked come together then.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(pairs))
     count = batches_per_epoch(len(pairs), batch_size)
     if passage_once:
         return np.array_split(_by_passage(order, pairs), count)
     sizes = [len(part) for part in np.array_split(order, count)]
+    if links is not None:
+        return neighbour_batches(pairs, links, sizes=sizes, seed=(seed, epoch))
     fresh, waiting = deque(order.tolist()), deque[int]()
     return [np.asarray(_fill(size, fresh, waiting, pairs), dtype=np.int64) for size in sizes]
 
@@ -51,7 +63,12 @@ class BatchOrder:
     ) -> None:
         self._first_epoch = first_epoch
         self._pairs, self._batch_size, self._seed, self._passage_once = pairs, batch_size, seed, passage_once
+        self._links: Links | None = None
         self._epoch, self._batches = -1, list[IdArray]()
+
+    def link(self, links: Links | None) -> None:
+        """From now on rows with these hard negatives come together; without any, in a random order."""
+        self._links, self._epoch = links, -1
 
     def __getitem__(self, number: int) -> IdArray:
         epoch, index = divmod(number, batches_per_epoch(len(self._pairs), self._batch_size))
@@ -62,6 +79,7 @@ class BatchOrder:
                 seed=self._seed,
                 epoch=self._first_epoch + epoch,
                 passage_once=self._passage_once,
+                links=self._links,
             )
             self._epoch = epoch
         return self._batches[index]

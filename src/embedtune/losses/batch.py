@@ -47,6 +47,8 @@ class EmbeddedBatch:
     """Row of a question and column of a passage that is known to answer it, int64; own positives may be among them."""
     guide: Guide | None = None
     teacher: TeacherScores | None = None
+    words_QP: Tensor | None = None
+    """BM25's score of each row's question for each passage."""
 
 
 Loss = Callable[[EmbeddedBatch], Tensor]

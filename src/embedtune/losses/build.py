@@ -8,13 +8,18 @@ from embedtune.losses.contrastive import contrastive, guided_by_itself
 from embedtune.losses.distillation import kl_divergence, margin_mse, weighted_sum
 from embedtune.losses.matryoshka import matryoshka
 from embedtune.losses.scale import fixed_scale
+from embedtune.losses.words import taught_by_words
 
 ITSELF = "self"
 """The guide that is the model in training."""
+BM25_WEIGHT = 0.3
+"""Of what BM25 teaches, where that is left open."""
 
 
 def build_loss(config: LossConfig, scale: Scale | None = None) -> Loss:
     """Contrastive, with distillation beside it, at several sizes, and guided by itself, as far as that is asked for.
+
+    BM25 teaches where a batch comes with its scores.
 
     Args:
         config: what is asked for.
@@ -27,6 +32,9 @@ def build_loss(config: LossConfig, scale: Scale | None = None) -> Loss:
         loss = weighted_sum(loss, distilled, weight=config.distill_weight)
     if config.distill == "margin-mse":
         loss = weighted_sum(loss, margin_mse(scale), weight=config.distill_weight)
+    weight = BM25_WEIGHT if config.bm25_weight is None else config.bm25_weight
+    if weight > 0:
+        loss = taught_by_words(loss, scale, weight=weight)
     if config.matryoshka:
         loss = matryoshka(loss, config.matryoshka, config.matryoshka_weights)
     if config.guide == ITSELF:

@@ -167,7 +167,7 @@ def _mine_rows(
             given, positive = pairs.negative_ids[row], int(positives[row])
             left, refused = wrong_ones(window, given, scores, scores[positive], config)
             at_random = config.mine_sampling == "random"
-            added = choose(left, config.hard_negatives, at_random=at_random, seed=seed, row=row)
+            added = choose(left, config.added, at_random=at_random, seed=seed, row=row)
             of_row = (positive, *given, *added)
             found[row] = _Row(
                 added,
@@ -187,9 +187,9 @@ def _mined(pairs: Pairs, rows: Sequence[_Row], pool: Pool, config: MiningConfig,
     facts = {
         "rows": len(rows),
         "candidates": len(pool.candidate_ids),
-        "asked": config.hard_negatives,
+        "asked": config.added,
         "mined": sum(len(row.added) for row in rows),
-        "short_rows": sum(len(row.added) < config.hard_negatives for row in rows),
+        "short_rows": sum(len(row.added) < config.added for row in rows),
         "refused": {reason: refused[reason] for reason in REASONS},
         "mean_scores": {"positives": _mean(positives), "negatives": _mean(negatives)},
         "judge": None if judge is None else {"model": judge.name, "revision": judge.revision},

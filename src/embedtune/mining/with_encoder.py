@@ -37,7 +37,7 @@ def mine_negatives(
         ModelError: the judge can't be used.
     """
     reporter, pool = reporter or SilentReporter(), training_pool(splits)
-    if config.hard_negatives == 0:
+    if config.added == 0:
         return unmined(splits, pool, config)
     judge = judge_beside(encoder, config)
     query_ids = np.unique(splits.train.query_ids)

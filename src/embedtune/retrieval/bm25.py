@@ -11,7 +11,7 @@ Korean, whose particles stick to the word, as in Lucene's CJKAnalyzer.
 
 Source: Kamphuis et al. 2020, "Which BM25 do you mean?" (the variants); Lù 2024, "BM25S" (the library).
 
-Shapes: `Q` queries, `D` passages, `K` results per query.
+Shapes: `Q` queries, `D` passages, `K` results per query, `V` words of the corpus.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import csc_array, csr_array
 
 from embedtune.retrieval.topk import TopK, top_k
 
@@ -75,8 +78,7 @@ class WordIndex:
 
     def search(self, queries: Sequence[str], k: int, *, on_progress: Callable[[int], None] | None = None) -> TopK:
         """As `bm25_search`, in this corpus."""
-        words = self._vocabulary
-        query_token_ids = [[words[word] for word in tokenise(text) if word in words] for text in queries]
+        query_token_ids = self._known_words(queries)
         rows = max(1, _SCORES_PER_CHUNK // max(1, self._size))
         chunks = []
         for start in range(0, max(1, len(queries)), rows):
@@ -88,6 +90,26 @@ class WordIndex:
             scores_QK=torch.cat([chunk.scores_QK for chunk in chunks]),
             ids_QK=torch.cat([chunk.ids_QK for chunk in chunks]),
         )
+
+    def weights(self) -> csr_array:
+        """What each word adds to each passage's score, (D, V); a text's score is the sum over its words."""
+        shape = self._size, len(self._vocabulary)
+        if self._index is None:
+            return csr_array(shape, dtype=np.float32)
+        by_word = self._index.scores
+        return csr_array(csc_array((by_word["data"], by_word["indices"], by_word["indptr"]), shape=shape))
+
+    def counts(self, queries: Sequence[str]) -> csr_array:
+        """How often each word of the corpus comes in each text, (Q, V)."""
+        ids = self._known_words(queries)
+        rows = np.repeat(np.arange(len(ids)), [len(words) for words in ids])
+        columns = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=len(rows))
+        ones = np.ones(len(rows), dtype=np.float32)
+        return csr_array((ones, (rows, columns)), shape=(len(ids), len(self._vocabulary)))
+
+    def _known_words(self, texts: Sequence[str]) -> list[list[int]]:
+        words = self._vocabulary
+        return [[words[word] for word in tokenise(text) if word in words] for text in texts]
 
 
 def _import_bm25s() -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from embedtune.data.batches import BatchOrder
 from embedtune.data.collection import IdArray, Pairs
+from embedtune.data.neighbours import Links
 from embedtune.training.plan import Plan
 
 
@@ -23,6 +24,10 @@ class StepBatches:
             )
             self._orders.append(order)
             first_epoch += order.epochs_begun(phase.steps * accumulate)
+
+    def link(self, phase: int, links: Links | None) -> None:
+        """Tell which rows of a phase are to come together (`BatchOrder.link`)."""
+        self._orders[phase].link(links)
 
     def __getitem__(self, step: int) -> list[IdArray]:
         number = self._plan.phase_at(step)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.data.tokens import TokenTable
+from embedtune.kernels import transfer
 from embedtune.losses.batch import EmbeddedBatch, Loss
 from embedtune.models.encoder import Encoder
 from embedtune.models.packing import TokenIds, to_device
@@ -20,6 +21,7 @@ from embedtune.training.batch import ContrastiveBatch, contrastive_batch, teache
 from embedtune.training.guide import GuideTable
 from embedtune.training.microbatch import MicroBatch, embed_batch
 from embedtune.training.replay import Replay
+from embedtune.training.words import WordTeacher
 
 
 @dataclass
@@ -36,6 +38,8 @@ class ContrastiveObjective:
     """As `build_loss` makes it."""
     guide: GuideTable | None = None
     """Embeddings of another model that tell which negatives look like answers."""
+    words: WordTeacher | None = None
+    """BM25, in a phase in which it teaches."""
     micro_batch: MicroBatch = field(default_factory=MicroBatch)
     """How much of a batch goes through the encoder at a time."""
 
@@ -59,6 +63,7 @@ class ContrastiveObjective:
             answers_2A=to_device(batch.answers_2A, device),
             guide=None if self.guide is None else self.guide.of(batch, device),
             teacher=teacher_scores(self.pairs, rows, batch, device),
+            words_QP=None if self.words is None else transfer.to_device(self.words.scores(batch), device),
         )
         return self.loss(embedded), sum(len(text) for text in texts)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from embedtune.config import GRADED_METRIC, LossConfig, TrainConfig, TrainingConfig
 from embedtune.errors import ConfigError
-from embedtune.training.plan import Plan, make_plan
+from embedtune.training.plan import Plan, make_plan, mined_batches
 
 
 def settings_for(config: TrainingConfig, loss: LossConfig, *, graded: bool) -> tuple[TrainingConfig, LossConfig]:
@@ -33,6 +33,7 @@ def settings_for(config: TrainingConfig, loss: LossConfig, *, graded: bool) -> t
     for option, value in (("matryoshka", loss.matryoshka), ("guide", loss.guide), ("learn-scale", loss.learn_scale)):
         _refuse(bool(value), f"--{option}", "CoSENT has none", alternative)
     _refuse(loss.distill != "none", f"--distill {loss.distill}", reason, alternative)
+    _refuse(bool(loss.bm25_weight), f"--bm25-weight {loss.bm25_weight}", reason, alternative)
     _refuse(config.passage_once, "--passage-once", reason, alternative)
     return replace(config, metric=metric), replace(loss, loss="cosent")
 
@@ -51,7 +52,8 @@ def mines(config: TrainConfig, *, graded: bool) -> bool:
             "Type:  embedtune mine TRAIN --judge CROSS_ENCODER --out mined.jsonl   first, then train on that file, "
             "which has the judge's scores, without --mined-epochs."
         )
-    return config.mining.hard_negatives > 0 and not graded and not distills
+    adds_none = mined_batches(config.training) == "shuffled" and config.mining.added == 0
+    return not (adds_none or graded or distills)
 
 
 def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool) -> Plan:
@@ -64,9 +66,9 @@ def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool) -> Pl
         graded: whether the data are graded pairs.
 
     Raises:
-        ConfigError: as `make_plan` and `mines`.
+        ConfigError: as `make_plan` and `mines`; BM25 was to teach in epochs that there are not.
     """
-    return make_plan(
+    plan = make_plan(
         config.training,
         pairs,
         method=config.adapter.method,
@@ -74,6 +76,12 @@ def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool) -> Pl
         width=width,
         mining=mines(config, graded=graded),
     )
+    if config.loss.bm25_weight and not plan.mined_epochs:
+        raise ConfigError(
+            f"--bm25-weight {config.loss.bm25_weight:g}: BM25 teaches in the epochs with mined negatives, and this run "
+            "has none.\nType:  --mined-epochs 2, or leave --bm25-weight out."
+        )
+    return plan
 
 
 def _refuse(condition: bool, option: str, reason: str, alternative: str) -> None:

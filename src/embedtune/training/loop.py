@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from embedtune.atomic import why_not_written
 from embedtune.config import TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
+from embedtune.data.neighbours import Links
 from embedtune.durations import parse_seconds
 from embedtune.errors import RunError, StorageError, TrainingInterrupted
 from embedtune.models.memory import out_of_memory, told_if_memory_runs_out
@@ -70,9 +71,10 @@ class Trainer:
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
     micro_batch: MicroBatch | None = None
     """The objective's, if it has one: made smaller where memory runs out, and kept with the checkpoints."""
-    begin_phase: Callable[[int, bool], None] | None = None
+    begin_phase: Callable[[int, bool], Links | None] | None = None
     """Is told the number of a phase of the plan before its first step, and of a resumed run's before it goes on, and
-    whether steps of the phase were taken before. The objective may change with it."""
+    whether steps of the phase were taken before. The objective may change with it. Returns the links by which rows are
+    to come together in the phase, if any are."""
     not_finite: Callable[[IdArray], list[str]] | None = None
     """Names texts of these rows whose embeddings are NaN or infinite."""
     keep: Callable[[], None] | None = None
@@ -217,7 +219,8 @@ class Trainer:
         start = random_state()
         try:
             with state.stop.at_once(reserve=state.reserve):
-                self.begin_phase(number, state.progress.step > self.plan.phases[number].first_step)
+                resumed = state.progress.step > self.plan.phases[number].first_step
+                state.batches.link(number, self.begin_phase(number, resumed))
         except Stopped:
             restore_random_state(start)
             self._interrupt(state)

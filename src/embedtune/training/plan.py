@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import batches_per_epoch
@@ -22,7 +23,8 @@ PISSA_LR = 5e-4
 WIDTH_OF_DEFAULTS = 384
 """Width of the encoder that the learning rates were found with; a wider one gets less, in proportion."""
 MINED_SHARE = 0.5
-"""Of learning rate and batch size, where negatives are mined: the weights are nearly there, and a pair takes more."""
+"""Of the learning rate, where negatives are mined: the weights are nearly there. Of the batch size, where they are
+added to each pair, which takes more then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Recipe:
 
 RECIPES = {
     "quick": Recipe(epochs=1, mined=0),
-    "default": Recipe(epochs=2, mined=1),
-    "thorough": Recipe(epochs=2, mined=1, trainings=3),
+    "default": Recipe(epochs=1, mined=2),
+    "thorough": Recipe(epochs=1, mined=2, trainings=3),
 }
 
 
@@ -58,6 +60,8 @@ class Phase:
     """Peak learning rate."""
     mines: bool
     """Whether hard negatives are mined before its first step."""
+    neighbours: bool = False
+    """Whether pairs that are linked by these come together, or each gets some added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +133,9 @@ def make_plan(
                 f"Type:  --{option} {pairs} or less, or leave it out."
             )
     batch_size = config.batch_size or min(_default_batch_size(pairs), pairs)
-    mined_batch_size = config.mined_batch_size or min(
-        pairs, max(SMALLEST_DEFAULT_BATCH, round(MINED_SHARE * batch_size))
+    neighbours = mined_batches(config) == "neighbours"
+    mined_batch_size = config.mined_batch_size or (
+        batch_size if neighbours else min(pairs, max(SMALLEST_DEFAULT_BATCH, round(MINED_SHARE * batch_size)))
     )
     lr = config.lr or default_lr(method, init, width)
     recipe = RECIPES[config.recipe]
@@ -146,6 +151,7 @@ def make_plan(
             warmup_steps=min(math.ceil(config.warmup_fraction * steps), steps - 1),
             lr=(config.mined_lr or MINED_SHARE * lr) if number else lr,
             mines=number > 0,
+            neighbours=number > 0 and neighbours,
         )
         for number, (steps, last_step) in enumerate(zip(lengths, accumulate(lengths), strict=True))
     )
@@ -166,6 +172,13 @@ def default_lr(method: str, init: str, width: int = WIDTH_OF_DEFAULTS) -> float:
     """
     found_at_width = PISSA_LR if init == "pissa" else DEFAULT_LR[method]
     return found_at_width * min(1.0, WIDTH_OF_DEFAULTS / width)
+
+
+def mined_batches(config: TrainingConfig) -> Literal["neighbours", "shuffled"]:
+    """Which pairs share a batch where negatives are mined."""
+    if config.mined_batches != "auto":
+        return config.mined_batches
+    return "shuffled" if config.passage_once else "neighbours"
 
 
 def _mined_epochs(config: TrainingConfig, recipe: Recipe) -> float:

@@ -15,7 +15,7 @@ from embedtune.evaluation.similarity import Similarity
 from embedtune.export.run_folder import RunFolder
 from embedtune.loading import load_base
 from embedtune.models.encoder import Encoder
-from embedtune.phases import MinedPhases
+from embedtune.phases import MinedPhases, word_teacher
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.trainer import build_trainer, make_ready
 from embedtune.training.advice import Advice
@@ -78,7 +78,10 @@ def train_once(
         seed=config.output.seed,
         reporter=reporter,
     )
-    phases = MinedPhases(trainer, encoder, splits, texts, config.mining, RunFolder(folder), reporter=reporter)
+    words = word_teacher(splits, trainer.plan, config.loss.bm25_weight)
+    phases = MinedPhases(
+        trainer, encoder, splits, texts, config.mining, RunFolder(folder), words=words, reporter=reporter
+    )
     trainer = phases.trainer
 
     plan, evaluations = trainer.plan, itertools.count()

@@ -1,0 +1,51 @@
+"""BM25's scores of the questions of a batch for its passages, for a model that is to learn from them.
+
+Shapes: `Q` rows of the batch, `P` its distinct passages, `D` passages of the training rows, `V` words of these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedtune.data.collection import Collection, IdArray, Pairs
+from embedtune.retrieval.bm25 import WordIndex
+from embedtune.training.batch import ContrastiveBatch
+
+ASKED, FOUND_AMONG = 1_000, 10
+"""Training questions that BM25 is tried on, and first passages among which it has to find the answer."""
+
+
+class WordTeacher:
+    """BM25 over the passages of the training rows."""
+
+    def __init__(self, collection: Collection, train: Pairs, passage_ids: IdArray) -> None:
+        """Count the words of the training rows once.
+
+        Args:
+            collection: the texts.
+            train: the rows.
+            passage_ids: every passage that can be in a batch, ascending.
+        """
+        self._passage_ids, self._query_ids = passage_ids, np.unique(train.query_ids)
+        index = WordIndex([collection.passages[passage] for passage in passage_ids.tolist()])
+        self._weights_DV = index.weights()
+        self._counts_NV = index.counts([collection.queries[query] for query in self._query_ids.tolist()])
+        asked = np.unique(np.linspace(0, len(train) - 1, ASKED).astype(np.int64))
+        questions = [collection.queries[query] for query in train.query_ids[asked].tolist()]
+        self.found = _found(index, questions, np.searchsorted(passage_ids, train.passage_ids[asked]))
+        """Share of the training answers, of some spread over the rows, that BM25 finds among the first ten."""
+
+    def scores(self, batch: ContrastiveBatch) -> Tensor:
+        """Of each row's question for each passage of the batch, fp32, (Q, P)."""
+        counts = self._counts_NV[np.searchsorted(self._query_ids, batch.query_ids)]
+        weights = self._weights_DV[np.searchsorted(self._passage_ids, batch.passage_ids)]
+        scores = (counts @ weights.T).toarray().astype(np.float32)
+        return torch.from_numpy(scores[batch.queries_Q])
+
+
+def _found(index: WordIndex, questions: list[str], answers: IdArray) -> float:
+    first = index.search(questions, FOUND_AMONG)
+    is_answer_QK = first.ids_QK.numpy() == answers[:, None]
+    return float((is_answer_QK & (first.scores_QK > 0).numpy()).any(axis=1).mean())

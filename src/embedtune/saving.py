@@ -82,7 +82,7 @@ def blend(
     if facts["declined"]:
         facts["used"] = 0.0
         reporter.warn(
-            f"the gain on dev is within its standard error ({metric} {found.mean:+.4f}, error {found.error:.4f}), so "
+            f"the gain on dev is within noise ({metric} {found.mean:+.4f}, standard error {found.error:.4f}), so "
             "the base is saved as it was. For the tuned model, type:  --accept any"
         )
         return facts

@@ -62,13 +62,15 @@ def test_no_gain_on_dev_gives_the_base() -> None:
     assert recommend(curve((0.8, 0.75, 0.7, 0.65, 0.6), (0.9, 0.88, 0.86, 0.84, 0.8)), seed=0) == 0.0
 
 
-def test_a_gain_is_clear_above_its_standard_error() -> None:
+def test_a_gain_is_clear_above_what_noise_comes_to() -> None:
     clear = gain(curve((0.5, 0.9, 0.9, 0.9, 0.56), (0.9,) * 5, noise=0.4), seed=0)
     assert clear.mean == pytest.approx(0.06)
     assert clear.error == pytest.approx(0.4 * 2**0.5 / 400**0.5, rel=0.1)
     assert clear.ci95[0] < clear.mean - 1.9 * clear.error
     assert clear.clear
-    assert not gain(curve((0.5, 0.9, 0.9, 0.9, 0.52), (0.9,) * 5, noise=0.4), seed=0).clear
+    half_as_much_again = gain(curve((0.5, 0.9, 0.9, 0.9, 0.543), (0.9,) * 5, noise=0.4), seed=0)
+    assert 1.4 < half_as_much_again.mean / half_as_much_again.error < 1.6
+    assert not half_as_much_again.clear
     assert not gain(curve((0.5, 0.9, 0.9, 0.9, 0.44), (0.9,) * 5, noise=0.01), seed=0).clear
     with pytest.raises(ValueError, match="no points"):
         gain([], seed=0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embedtune.config import AdapterConfig, LossConfig, ModelConfig, TrainingConfig
-from embedtune.data.collection import IdArray, Pairs
+from embedtune.data.collection import Collection, IdArray, Pairs
 from embedtune.errors import RunError
 from embedtune.losses.build import build_loss
 from embedtune.models.adapters import make_trainable
@@ -30,6 +30,7 @@ from embedtune.training.microbatch import MicroBatch, embed_batch
 from embedtune.training.plan import make_plan
 from embedtune.training.random_state import same_bits
 from embedtune.training.replay import Replay
+from embedtune.training.words import WordTeacher
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,6 +109,7 @@ def holds(encoder: Encoder, tokens: int, monkeypatch: pytest.MonkeyPatch) -> lis
     return tried
 
 
+@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("tokens", [None, 300])
 @pytest.mark.parametrize("method", METHODS)
@@ -115,13 +117,16 @@ def test_no_step_waits_for_the_gpu(
     method: str,
     tokens: int | None,
     tiled: bool,
+    taught: bool,
     make_encoder: MakeEncoder,
     make_trainer: Callable[..., Trainer],
+    sentences: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """torch raises where an operation would wait; but for the first steps, which make what is kept."""
     if tiled:
-        monkeypatch.setattr("embedtune.losses.tiled.TILE_SCORES", 200)
+        for module in ("tiled", "words"):
+            monkeypatch.setattr(f"embedtune.losses.{module}.TILE_SCORES", 200)
     step: Any = Trainer._step
     watched: list[int] = []
 
@@ -137,7 +142,12 @@ def test_no_step_waits_for_the_gpu(
         watched.append(state.progress.step)
 
     monkeypatch.setattr(Trainer, "_step", watched_step)
-    make_trainer(make_encoder(method, dropout=0.1 if method == "lora" else 0.0), tokens=tokens).run(resume=False)
+    trainer = make_trainer(make_encoder(method, dropout=0.1 if method == "lora" else 0.0), tokens=tokens)
+    assert isinstance(trainer.objective, ContrastiveObjective)
+    if taught:
+        halves = Collection(queries=[" ".join(s.split()[::2]) for s in sentences], passages=sentences)
+        trainer.objective.words = WordTeacher(halves, trainer.pairs, np.arange(len(sentences)))
+    trainer.run(resume=False)
     assert len(watched) == 6
 
 

@@ -22,8 +22,8 @@ class EvaluationConfig:
     """Weight of the tuned model in what is saved, from 0 (the base) to 1; auto takes the one recommended on the dev set
     and the forgetting sets."""
     accept: Literal["clear", "any"] = "clear"
-    """Which gain on the dev set makes the tuned model the saved one, and not the base: clear, one above its own
-    standard error; any, however small."""
+    """Which gain on the dev set makes the tuned model the saved one, and not the base: clear, one above 1.64 of
+    its standard errors; any, however small."""
 
     def __post_init__(self) -> None:
         require_usable(self)

@@ -59,6 +59,7 @@ def word_divergence(scale: Scale) -> Loss:
                     words_QP[first : first + step],
                     left_out_QP[first : first + step],
                     use_reentrant=False,
+                    preserve_rng_state=False,
                 )
                 for first in range(0, len(rows_Q), step)
             ]

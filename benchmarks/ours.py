@@ -41,10 +41,11 @@ def agree_train(runner: str, job: TrainJob, embeddings: Path) -> Agreement:
     objective = given_objective(encoder, job.batches, scale=job.scale)
     encoder.eval()
     rows_B = np.arange(job.batch_size)
-    texts_U = [table[int(row)] for table in (objective.query_tokens, objective.passage_tokens) for row in rows_B]
+    _fit_memory(objective, job.batch_size)
     with torch.inference_mode():
         loss, tokens = objective(rows_B)
-        np.save(embeddings, encoder.embed(texts_U).cpu().numpy())
+    embedded = [encoder.embed_all(table, rows_B) for table in (objective.query_tokens, objective.passage_tokens)]
+    np.save(embeddings, torch.cat(embedded).cpu().numpy())
     return Agreement(
         runner=runner,
         precision=encoder.source.precision,
@@ -127,6 +128,7 @@ def agree_encode(runner: str, job: EncodeJob, texts: list[str], embeddings: Path
 
 def time_encode(runner: str, job: EncodeJob, warmup: list[str], texts: list[str]) -> EncodeMeasurement:
     """Embed the texts, after those of the warm-up."""
+    keep_freed_memory()
     encoder = load(runner, job)
     _encode(encoder, warmup)
     loaded = held_bytes(encoder.device)

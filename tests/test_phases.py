@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from embedtune import phases
 from embedtune.config import (
     DataConfig,
     EvaluationConfig,
@@ -24,6 +23,7 @@ from embedtune.config import (
 )
 from embedtune.config_file import load_toml
 from embedtune.errors import ConfigError, ModelError, StorageError, TrainingInterrupted
+from embedtune.export import mined_file
 from embedtune.pipeline import train
 from embedtune.training.contrastive import ContrastiveObjective
 from tests.interrupts import StopsAfter
@@ -200,7 +200,7 @@ def test_negatives_that_cannot_be_read_end_a_resumed_run(config: TrainConfig, da
         path.write_text(json.dumps(content))
     else:
         content["negatives"].pop()
-        path.write_text(json.dumps(content | {"sha256": phases._checksum(content["negatives"])}))
+        path.write_text(json.dumps(content | {"sha256": mined_file._checksum(content["negatives"])}))
     with pytest.raises(
         StorageError, match=r"mined-1\.json: the negatives that this run was trained with can't be read"
     ):

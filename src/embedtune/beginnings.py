@@ -13,7 +13,6 @@ from embedtune.data.prepare import Splits, prepare, write_splits
 from embedtune.evaluation.general import GeneralSet, general_sets
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import hub_revisions
-from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.loading import check_loadable, load_base, other_model, other_models
 from embedtune.mining.with_encoder import judge_beside
 from embedtune.models.adapters import check_trainable
@@ -100,7 +99,6 @@ def begin(config: Config, folder: RunFolder, reporter: Reporter) -> Beginning[Co
     _report_splits(splits, reporter)
 
     reporter.stage("Base model")
-    keep_freed_memory()
     encoder = load_base(config, reporter)
     identity.check_base(encoder)
     if (changed := identity.check_environment(environment(encoder.device, encoder.source.precision))) is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from embedtune.config import ModelConfig, TrainConfig
 from embedtune.data.collection import Collection
 from embedtune.data.tokens import Texts, TokenTable
+from embedtune.kernels.allocator import keep_freed_memory
 from embedtune.models.encoder import Encoder
 from embedtune.models.load import check_encoder, load_encoder
 from embedtune.models.source import named
@@ -18,11 +19,12 @@ COMMIT_SHOWN = 8
 
 
 def load(model: ModelConfig, reporter: Reporter, *, four_bit: bool = False, master_weights: bool = False) -> Encoder:
-    """The encoder, told about; arguments are those of `load_encoder`.
+    """The encoder, told about; arguments are those of `load_encoder`. The process keeps freed memory from now on.
 
     Raises:
         ModelError: the model, the device or the precision can't be used.
     """
+    keep_freed_memory()
     encoder = load_encoder(model, four_bit=four_bit, master_weights=master_weights)
     execution = "packed, nothing padded" if encoder.packed else "padded"
     precision = f"{encoder.source.precision} ({encoder.precision_reason})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -64,19 +65,21 @@ def dev_corpus(splits: Splits, size: int) -> tuple[IdArray, IdArray, int]:
     return dev, others, min(max(0, size - len(dev)), len(others))
 
 
-def dev_evaluation(
-    splits: Splits, texts: Texts, config: TrainingConfig, *, seed: int
-) -> Callable[[Encoder], Evaluation | Similarity]:
-    """What measures an encoder on the dev split: a search, or the cosines of graded pairs."""
+@dataclass(frozen=True)
+class DevSet:
+    """The dev split as encoders are measured on it: by a search, or by the cosines of graded pairs."""
+
+    measure: Callable[[Encoder], Evaluation | Similarity]
+    groups_Q: IdArray | None
+    """Which of its questions belong together, in the order of the values measured; None of graded pairs."""
+
+
+def dev_set(splits: Splits, texts: Texts, config: TrainingConfig, *, seed: int) -> DevSet:
+    """The dev split, for every training of a run and for the models between base and tuned."""
     if splits.collection.graded:
-        return lambda encoder: measure_similarity(encoder, splits.dev, texts.queries, texts.passages)
-    dev = dev_task(splits, size=config.dev_corpus, seed=seed)
-    return lambda encoder: evaluate(encoder, dev, texts)
-
-
-def dev_groups(splits: Splits, config: TrainingConfig, *, seed: int) -> IdArray | None:
-    """Which dev questions belong together, in the order of `dev_evaluation`'s values; `None` of graded pairs."""
-    return None if splits.collection.graded else dev_task(splits, size=config.dev_corpus, seed=seed).groups_Q
+        return DevSet(lambda encoder: measure_similarity(encoder, splits.dev, texts.queries, texts.passages), None)
+    task = dev_task(splits, size=config.dev_corpus, seed=seed)
+    return DevSet(lambda encoder: evaluate(encoder, task, texts), task.groups_Q)
 
 
 def evaluate(

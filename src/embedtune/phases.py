@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
-from pathlib import Path
+from itertools import chain, islice
 from typing import Any
 
 from embedtune.atomic import why_not_written
 from embedtune.config import MiningConfig
-from embedtune.data.batches import epoch_batches
+from embedtune.data.batches import batches_per_epoch
 from embedtune.data.neighbours import Links, share_together
 from embedtune.data.prepare import Splits
 from embedtune.data.split import write_pairs
 from embedtune.data.tokens import Texts
 from embedtune.errors import StorageError
-from embedtune.export.run_folder import RunFolder, write_json
+from embedtune.export.mined_file import MinedFile
+from embedtune.export.run_folder import RunFolder
 from embedtune.mining.mine import Mined
 from embedtune.mining.pool import training_pool
 from embedtune.mining.with_encoder import mine_negatives
@@ -79,6 +78,7 @@ class MinedPhases:
         self.trainer = replace(trainer, begin_phase=self.begin)
         """The trainer that mines."""
         self._objective, self._phases, self._seed = trainer.objective, trainer.plan.phases, trainer.seed
+        self._batches = trainer.batches()
         self._encoder, self._splits, self._texts, self._config = encoder, splits, texts, config
         self._folder, self._reporter, self._words = folder, reporter, words
         self._facts: dict[int, dict[str, Any]] = {}
@@ -103,8 +103,8 @@ class MinedPhases:
         links = None
         if phase.neighbours:
             links = [row[len(own) :] for row, own in zip(added, given, strict=True)]
-            shown = self._config.hard_negatives or 0
-            added = tuple(row[: len(own) + shown] for row, own in zip(added, given, strict=True))
+            beside = self._config.hard_negatives or 0
+            added = tuple(row[: len(own) + beside] for row, own in zip(added, given, strict=True))
         # Graded pairs have none. A training before this one may have left its own.
         if isinstance(objective, ContrastiveObjective):
             objective.pairs = replace(objective.pairs, negative_ids=added)
@@ -136,59 +136,46 @@ class MinedPhases:
         )
         facts = {"batches": "neighbours" if phase.neighbours else "shuffled", **mined.facts}
         if phase.neighbours:
-            facts["nearest_together"] = self._together(phase.batch_size, mined)
+            facts["nearest_together"] = self._together(number, mined)
         if self._words is not None:
             facts["bm25_finds"] = self._words.found
-        self._write(number, mined, facts)
+        self._show(number, mined)
+        self._file(number).write(mined.pairs.negative_ids, facts)
         self._facts[number] = facts
         self._reporter.note(_what_was_mined(facts))
         return mined.pairs.negative_ids
 
-    def _together(self, batch_size: int, mined: Mined) -> float:
-        """The share of the nearest negatives that come in one batch with their pair, in the first epoch."""
+    def _together(self, number: int, mined: Mined) -> float:
+        """The share of the nearest negatives that come in one batch with their pair, in the phase's first epoch."""
         links = [row[len(row) - added :] for row, added in zip(mined.pairs.negative_ids, mined.added, strict=True)]
-        batches = epoch_batches(self._splits.train, batch_size=batch_size, seed=self._seed, epoch=0, links=links)
-        return share_together(batches, self._splits.train, links, nearest=SHOWN)
+        batches, phase, pairs = self._batches, self._phases[number], self._splits.train
+        batches.link(number, links)
+        steps = range(phase.first_step, phase.first_step + phase.steps)
+        of_phase = chain.from_iterable(batches[step] for step in steps)
+        first_epoch = list(islice(of_phase, batches_per_epoch(len(pairs), phase.batch_size)))
+        return share_together(first_epoch, pairs, links, nearest=SHOWN)
 
-    def _path(self, number: int) -> Path:
-        return self._folder.checkpoints / f"mined-{number}.json"
+    def _file(self, number: int) -> MinedFile:
+        return MinedFile(self._folder.checkpoints / f"mined-{number}.json")
 
-    def _write(self, number: int, mined: Mined, facts: dict[str, Any]) -> None:
-        path = self._path(number)
-        negatives = [list(ids) for ids in mined.pairs.negative_ids]
+    def _show(self, number: int, mined: Mined) -> None:
+        """Write the pairs with their negatives, or the nearest of them, for people to read."""
         shown = mined.pairs
         if self._phases[number].neighbours:
-            more = [max(0, added - max(SHOWN, self._config.hard_negatives or 0)) for added in mined.added]
-            nearest = tuple(ids[: len(ids) - left_out] for ids, left_out in zip(negatives, more, strict=True))
-            shown = replace(shown, negative_ids=tuple(map(tuple, nearest)), scores=None)
+            most = max(SHOWN, self._config.hard_negatives or 0)
+            kept = [len(ids) - max(0, added - most) for ids, added in zip(shown.negative_ids, mined.added, strict=True)]
+            nearest = tuple(ids[:count] for ids, count in zip(shown.negative_ids, kept, strict=True))
+            shown = replace(shown, negative_ids=nearest, scores=None)
+        path = self._folder.splits / f"mined-{number}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._folder.splits.mkdir(parents=True, exist_ok=True)
-            write_pairs(self._folder.splits / f"mined-{number}.jsonl", shown, self._splits.collection)
-            write_json(path, {"facts": facts, "negatives": negatives, "sha256": _checksum(negatives)})
         except OSError as error:
             raise StorageError(f"{path} can't be written: {why_not_written(error, path)}") from error
+        write_pairs(path, shown, self._splits.collection)
 
     def _read(self, number: int) -> tuple[tuple[int, ...], ...]:
-        path = self._path(number)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            negatives, facts = content["negatives"], content["facts"]
-            if not isinstance(facts, dict) or content["sha256"] != _checksum(negatives):
-                raise ValueError("it is not what was written")
-            if len(negatives) != len(self._splits.train):
-                raise ValueError(f"it has {len(negatives):,} rows")
-            self._facts[number] = facts
-            return tuple(tuple(map(int, ids)) for ids in negatives)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StorageError(
-                f"{path}: the negatives that this run was trained with can't be read: {error}\n"
-                "It can't go on to the same weights without them. Leave --resume out and give another --out."
-            ) from error
-
-
-def _checksum(negatives: list[list[int]]) -> str:
-    return hashlib.sha256(json.dumps(negatives).encode()).hexdigest()
+        negatives, self._facts[number] = self._file(number).read(rows=len(self._splits.train))
+        return negatives
 
 
 def _what_was_mined(facts: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from embedtune.exams import set_exam
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import data_facts, loss_facts, train_facts
 from embedtune.loading import tokenize
-from embedtune.measuring import dev_evaluation, dev_groups, evaluate_others
+from embedtune.measuring import dev_set, evaluate_others
 from embedtune.members import train_members
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
@@ -74,9 +74,10 @@ def _train(
 
     reporter.stage("Training")
     sections = make_ready(encoder, config, reporter)
+    dev = dev_set(splits, texts, config.training, seed=seed)
     trainer = build_trainer(
         encoder, splits, texts, config.training,
-        loss=config.loss, plan=begun.plan, seed=seed, out=folder.root, reporter=reporter,
+        loss=config.loss, plan=begun.plan, dev=dev, seed=seed, out=folder.root, reporter=reporter,
     )  # fmt: skip
     assert trainer.micro_batch is not None
     config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))
@@ -91,9 +92,7 @@ def _train(
     # The base as published: an adapter that begins as zero may sit on weights in 4 bits.
     weight, declined = 1.0 if config.adapter.start_adapter else 0.0, False
     if reached.kept:
-        evaluate_dev = dev_evaluation(splits, texts, config.training, seed=seed)
-        groups_Q = dev_groups(splits, config.training, seed=seed)
-        sections["blend"] = blend(encoder, config, evaluate_dev, begun.general, reporter, groups_Q=groups_Q)
+        sections["blend"] = blend(encoder, config, dev, begun.general, reporter)
         weight, declined = sections["blend"]["used"], sections["blend"]["declined"]
     saved = save(encoder, config, weight, splits.collection, folder, reporter, adapter=not declined)
     tuned = exam.examine(saved.encoder, texts, begun.general, reporter, label="tuned model on the test set", sizes=True)

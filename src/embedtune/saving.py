@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from embedtune.config import TrainConfig
-from embedtune.data.collection import Collection, IdArray
+from embedtune.data.collection import Collection
 from embedtune.evaluation.blending import WEIGHTS, blend_curve, blend_facts, gain
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.run import Evaluation
@@ -17,6 +16,7 @@ from embedtune.evaluation.similarity import Similarity
 from embedtune.export.run_folder import RunFolder, write_text
 from embedtune.export.sentence_transformers import check_saved, compare_saved, save_adapter, save_merged
 from embedtune.loading import load
+from embedtune.measuring import DevSet
 from embedtune.models.blend import blended
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
@@ -41,11 +41,9 @@ class Saved:
 def blend(
     encoder: Encoder,
     config: TrainConfig,
-    evaluate_dev: Callable[[Encoder], Evaluation | Similarity],
+    dev: DevSet,
     sets: list[GeneralSet],
     reporter: Reporter,
-    *,
-    groups_Q: IdArray | None = None,
 ) -> dict[str, Any]:
     """The curve from base to tuned on dev and the general sets, and the weight of the tuned model that is used.
 
@@ -55,20 +53,19 @@ def blend(
     Args:
         encoder: the trained one.
         config: of the run; its `blend` is the weight, or leaves it to the curve.
-        evaluate_dev: measures an encoder on the dev set, from `dev_evaluation`. The test set has no part in it.
+        dev: from `dev_set`. The test set has no part in it.
         sets: from `general_sets`.
         reporter: is told how it goes.
-        groups_Q: which dev questions belong together, from `dev_groups`.
     """
     metric, given, seed = config.training.metric, config.evaluation.blend, config.output.seed
     with reporter.counting("between base and tuned, on the dev set", len(WEIGHTS)) as advance:
         points = blend_curve(
             encoder,
-            evaluate_dev,
+            dev.measure,
             sets,
             metric=metric,
             into_original=config.adapter.merge_into == "original",
-            groups_Q=groups_Q,
+            groups_Q=dev.groups_Q,
             on_done=advance,
         )
     facts = blend_facts(points, metric=metric, used=1.0, seed=seed)

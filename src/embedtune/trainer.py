@@ -14,7 +14,7 @@ from embedtune.data.tokens import Texts
 from embedtune.loading import other_model
 from embedtune.losses.build import build_loss
 from embedtune.losses.scale import LearnedScale
-from embedtune.measuring import dev_corpus, dev_evaluation
+from embedtune.measuring import DevSet, dev_corpus, dev_set
 from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
@@ -71,6 +71,7 @@ def build_trainer(
     loss: LossConfig | None = None,
     plan: Plan | None = None,
     advice: Advice | None = None,
+    dev: DevSet | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Trainer:
@@ -87,6 +88,7 @@ def build_trainer(
         loss: what a step makes smaller; the defaults if not given.
         plan: what `config` comes to; derived if not given.
         advice: what a teacher and a guide say of the training rows; they are asked if not given.
+        dev: what chooses the checkpoint, from `dev_set`; made if not given.
         seed: of the data order.
         reporter: is told how it goes.
 
@@ -107,7 +109,7 @@ def build_trainer(
     if advice is None:
         advice = ask_advisers(splits, loss, other_model(encoder.source), folder=out, reporter=reporter)
     objective = _objective(encoder, splits, texts, loss, advice, scale, micro_batch)
-    evaluate_dev = dev_evaluation(splits, texts, config, seed=seed)
+    dev = dev or dev_set(splits, texts, config, seed=seed)
     _report_plan(plan, config, splits, reporter)
     if tokens < largest:
         reporter.note(
@@ -117,7 +119,7 @@ def build_trainer(
     return Trainer(
         model=encoder if scale is None else WithScale(encoder, scale),
         objective=objective,
-        evaluate=lambda: evaluate_dev(encoder).means,
+        evaluate=lambda: dev.measure(encoder).means,
         pairs=splits.train,
         config=config,
         plan=plan,

@@ -40,7 +40,7 @@ from embedtune.errors import (
 )
 from embedtune.export.run_folder import RunLock
 from embedtune.loading import load, tokenize
-from embedtune.measuring import dev_evaluation
+from embedtune.measuring import dev_set
 from embedtune.models.encoder import Encoder
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
@@ -139,11 +139,11 @@ def test_a_trial_alone_gives_what_it_gave_after_others(
     assert last["number"] > 0
     splits = prepare(config.data, seed=0)
     texts = tokenize(load(config.model, SilentReporter()), splits.collection)
-    evaluate_dev = dev_evaluation(splits, texts, config.training, seed=0)
+    dev = dev_set(splits, texts, config.training, seed=0)
     seen = list[float]()
     progress = train_once(
         with_values(config, last["values"], seed=0),
-        Material(splits, texts, evaluate_dev, Advice(splits.train, None, None)),
+        Material(splits, texts, dev, Advice(splits.train, None, None)),
         tmp_path,
         watch=lambda step, metric: seen.append(metric),
         stop=StopRequest(),

@@ -16,7 +16,7 @@ _LIMIT_BYTES = 2**30
 def keep_freed_memory() -> bool:
     """Raise glibc's thresholds for returning memory to the system; worth 1.4x on a CPU training step.
 
-    Call it in the process that trains, once, before the first step. Returns whether it took effect (glibc only).
+    Call it once in a process that trains or embeds, before the first step. Returns whether it took effect (glibc only).
     """
     if sys.platform != "linux":
         return False

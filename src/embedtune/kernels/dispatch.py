@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from embedtune.kernels.activation import native as native_activation
 from embedtune.kernels.activation import reference as plain_activation
 from embedtune.kernels.attention import grouped, native
 from embedtune.kernels.attention.layout import PackedLayout
 from embedtune.kernels.attention.tiles import Table
+from embedtune.kernels.linear import onednn
 from embedtune.kernels.native import build
 from embedtune.kernels.norm import LayerNorm, Normalised
 from embedtune.kernels.norm import reference as plain_norm
@@ -51,6 +53,7 @@ class PackedAttention(Protocol):
 AddNorm = Callable[[Tensor, Tensor, LayerNorm], Normalised]
 NormBackward = Callable[[Tensor, Tensor, Tensor, Tensor, LayerNorm], Tensor]
 ActivationBackward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_NORM_SIZE = 8192
@@ -168,6 +171,17 @@ def choose_activation(device_type: str, dtype: torch.dtype) -> ActivationBackwar
 
     logger.info("activation: Triton, because the device is CUDA and the dtype %s", dtype)
     return triton.gelu_and_backward
+
+
+@functools.cache
+def choose_linear(device_type: str, dtype: torch.dtype) -> Linear:
+    """A linear layer's product and bias, without a gradient."""
+    reason = onednn.refused(dtype) if device_type == "cpu" else f"the device is {device_type}"
+    if reason is not None:
+        logger.info("linear: torch's, because %s", reason)
+        return functional.linear
+    logger.info("linear: oneDNN with the bias in its epilogue, because the device is cpu and the dtype %s", dtype)
+    return onednn.linear
 
 
 def _triton_refusal(device_type: str, dtype: torch.dtype) -> str | None:

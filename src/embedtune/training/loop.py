@@ -108,6 +108,16 @@ class Trainer:
                     "stopped; the training's checkpoints are saved.", request.exit_code or TrainingInterrupted.exit_code
                 ) from None
 
+    def batches(self) -> StepBatches:
+        """The rows of each step."""
+        return StepBatches(
+            self.pairs,
+            self.plan,
+            accumulate=self.config.accumulate,
+            seed=self.seed,
+            passage_once=self.config.passage_once,
+        )
+
     def _run(self, stop: StopRequest, *, resume: bool) -> Progress:
         state = self._begin(stop, resume=resume)
         progress = state.progress
@@ -129,14 +139,7 @@ class Trainer:
         )
         scheduler = build_scheduler(optimizer, self.config, self.plan)
         trained = Trained(model=self.model, optimizer=optimizer, scheduler=scheduler, scaler=accelerator.scaler)
-        batches = StepBatches(
-            self.pairs,
-            self.plan,
-            accumulate=self.config.accumulate,
-            seed=self.seed,
-            passage_once=self.config.passage_once,
-        )
-        state = State(accelerator, trained, batches, stop, Progress())
+        state = State(accelerator, trained, self.batches(), stop, Progress())
         try:
             self.checkpoints.open()
             if self.keep is not None:

@@ -15,7 +15,7 @@ from embedtune.endings import clear_ending, clear_errors
 from embedtune.errors import ConfigError
 from embedtune.export.run_folder import RunFolder, RunLock
 from embedtune.loading import other_model, tokenize
-from embedtune.measuring import dev_evaluation
+from embedtune.measuring import dev_set
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
@@ -79,8 +79,8 @@ def _prepare(config: TuneConfig, folder: SearchFolder, lock: RunLock, stop: Stop
     advice = ask_advisers(splits, config.loss, model, folder=folder.root, reporter=reporter)
     if advice.keep is not None:
         advice.keep()
-    evaluate_dev = dev_evaluation(splits, texts, config.training, seed=config.output.seed)
-    material = Material(splits, texts, evaluate_dev, advice._replace(keep=None))
+    dev = dev_set(splits, texts, config.training, seed=config.output.seed)
+    material = Material(splits, texts, dev, advice._replace(keep=None))
     return Trials(config, folder, material, dials, study, stop, reporter)
 
 

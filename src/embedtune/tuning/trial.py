@@ -10,11 +10,9 @@ from pathlib import Path
 from embedtune.config import TrainConfig
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts
-from embedtune.evaluation.run import Evaluation
-from embedtune.evaluation.similarity import Similarity
 from embedtune.export.run_folder import RunFolder
 from embedtune.loading import load_base
-from embedtune.models.encoder import Encoder
+from embedtune.measuring import DevSet
 from embedtune.phases import MinedPhases, word_teacher
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.trainer import build_trainer, make_ready
@@ -33,7 +31,7 @@ class Material:
 
     splits: Splits
     texts: Texts
-    evaluate_dev: Callable[[Encoder], Evaluation | Similarity]
+    dev: DevSet
     """Asks the same for every seed, so that only the training differs."""
     advice: Advice
 
@@ -75,6 +73,7 @@ def train_once(
         loss=config.loss,
         plan=run_plan(config, len(splits.train), width=encoder.width, graded=splits.collection.graded),
         advice=material.advice,
+        dev=material.dev,
         seed=config.output.seed,
         reporter=reporter,
     )
@@ -87,7 +86,7 @@ def train_once(
     plan, evaluations = trainer.plan, itertools.count()
 
     def evaluate() -> Mapping[str, float]:
-        metrics = material.evaluate_dev(encoder).means
+        metrics = material.dev.measure(encoder).means
         watch(min(next(evaluations) * plan.eval_steps, plan.steps), metrics[config.training.metric])
         return metrics
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from embedtune.kernels.dispatch import choose_activation, choose_norm
+from embedtune.kernels.dispatch import choose_activation, choose_linear, choose_norm
 from embedtune.kernels.layer.reference import Masks
 from embedtune.kernels.linear.adapted import (
     AdaptedLinear,
@@ -71,7 +71,8 @@ class _Project(Function):
         ctx.linears = [bare(linear) for linear in linears]
         saved = [kept(linear, weight) for linear, weight in zip(linears, weights, strict=True)]
         ctx.save_for_backward(x_TI, mask_TI, *(tensor for tensors in saved for tensor in tensors))
-        out_TF = functional.linear(x_TI, weight_FI, _bias(linears, outputs, x_TI))
+        product = choose_linear(x_TI.device.type, x_TI.dtype)
+        out_TF = product(x_TI, weight_FI, _bias(linears, outputs, x_TI))
         parts = torch.split(out_TF, outputs, dim=1)
         for linear, part_TO in zip(linears, parts, strict=True):
             add_masked(part_TO, x_TI, linear, mask_TI)

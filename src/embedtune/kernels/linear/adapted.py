@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from embedtune.kernels.dispatch import choose_linear
 from embedtune.kernels.linear.mask import masked
 from embedtune.kernels.linear.weight import FrozenWeight, dense
 
@@ -73,7 +73,8 @@ def product_weight(
 
 def multiply(x_TI: Tensor, linear: AdaptedLinear, weight_OI: Tensor, mask_TI: Tensor | None) -> Tensor:
     """The layer's output for its `product_weight`, shape (T, O)."""
-    out_TO = functional.linear(x_TI, weight_OI, bias_in(linear.bias_O, x_TI.dtype))
+    product = choose_linear(x_TI.device.type, x_TI.dtype)
+    out_TO = product(x_TI, weight_OI, bias_in(linear.bias_O, x_TI.dtype))
     add_masked(out_TO, x_TI, linear, mask_TI)
     return out_TO
 

@@ -126,7 +126,9 @@ def test_the_first_training_is_what_a_run_with_one_does(whole: Run, tmp_path: Pa
     assert results["train"]["loss"][:steps] == single["train"]["loss"]
     assert [entry for entry in seen["dev"] if entry["step"] <= steps] == single["train"]["dev"]
     assert seen["members"][0] == single["train"]["members"][0]
-    assert [seen[key] for key in ("pairs", "steps")] == [3 * single["train"][key] for key in ("pairs", "steps")]
+    assert seen["steps"] == 3 * single["train"]["steps"]
+    # Half an epoch: batches differ by a pair in size, and come in another order in each training.
+    assert seen["pairs"] == pytest.approx(3 * single["train"]["pairs"], abs=6)
     assert results["mining"][0] == single["mining"][0]
     for name in ("splits/mined-1.jsonl", "checkpoints/mined-1.json"):
         assert (one.output.out / name).read_bytes() == (config.output.out / name).read_bytes()

@@ -238,6 +238,8 @@ def not_carried_over(config: TrainConfig) -> list[str]:
         if section.name not in NOT_OF_TRAINING:
             keys = (key.name for key in dataclasses.fields(given) if key.name not in known)
             names += [f"{section.name}.{key}" for key in keys if getattr(given, key) != getattr(default, key)]
+    if training.mined_epochs and loss.bm25_weight is None:  # then BM25 teaches, as far as it can
+        names.append("loss.bm25_weight")
     return names
 
 

@@ -124,6 +124,10 @@ def test_settings_that_the_peer_lacks_are_named() -> None:
     single = TrainingConfig(recipe="thorough", trainings=1)
     assert not_carried_over(replace(config, training=single)) == []
     assert not_carried_over(replace(config, training=replace(single, trainings=3))) == ["training.trainings"]
+    mines = replace(config, training=replace(single, mined_epochs=2.0))
+    assert not_carried_over(mines) == ["training.mined_epochs", "loss.bm25_weight"]
+    untaught = replace(mines, loss=LossConfig(bm25_weight=0.0))
+    assert not_carried_over(untaught) == ["loss.bm25_weight", "training.mined_epochs"]
 
 
 @pytest.mark.parametrize(

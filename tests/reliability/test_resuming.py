@@ -19,7 +19,15 @@ from safetensors.torch import load_file, save_file
 
 from embedtune import pipeline, saving
 from embedtune.cli.main import main
-from embedtune.config import AdapterConfig, DataConfig, ModelConfig, OutputConfig, TrainConfig, TrainingConfig
+from embedtune.config import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OutputConfig,
+    TrainConfig,
+    TrainingConfig,
+)
 from embedtune.config_file import to_toml
 from embedtune.errors import ConfigError, DataError, ModelError, OutputError, StorageError, TrainingInterrupted
 from embedtune.export.run_folder import RunLock
@@ -57,6 +65,7 @@ def trained(
         model=ModelConfig(base=str(st_folder), device="cpu", precision="fp32"),
         adapter=AdapterConfig(rank=4),
         training=TrainingConfig(max_steps=3, eval_steps=2, batch_size=16, lr=0.01, checkpoint_minutes=0.0),
+        evaluation=EvaluationConfig(accept="any"),
         output=OutputConfig(out=tmp_path_factory.mktemp("runs") / "run"),
     )
     return config, train(config)

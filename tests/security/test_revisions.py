@@ -152,7 +152,7 @@ def test_a_data_set_is_pinned(data_set: list[str | None]) -> None:
 def test_a_run_records_what_it_loaded_and_repeats_it(
     repository: Path, data_set: list[str | None], st_folder: Path, tmp_path: Path
 ) -> None:
-    command = ["--max-steps", "2", "--device", "cpu"]
+    command = ["--max-steps", "2", "--device", "cpu", "--accept", "any"]
     out, again = tmp_path / "run", tmp_path / "again"
     against = ["--against", "owner/tiny", "owner/tiny@new"]
     assert main(["train", "owner/pairs", "--base", "owner/tiny", "--out", str(out), *against, *command]) == 0

@@ -26,6 +26,7 @@ from embedtune.errors import ConfigError, ModelError, StorageError, TrainingInte
 from embedtune.export import mined_file
 from embedtune.pipeline import train
 from embedtune.training.contrastive import ContrastiveObjective
+from embedtune.training.words import BM25_WEIGHT
 from tests.interrupts import StopsAfter
 
 pytestmark = pytest.mark.usefixtures("few_general_texts")
@@ -120,7 +121,8 @@ def test_neighbours_come_in_one_batch_and_bm25_teaches_there(
     (mined,), out = results["mining"], neighbours.output.out
     kept = json.loads((out / "checkpoints" / "mined-1.json").read_text())["negatives"]
     assert (mined["batches"], mined["asked"], {len(ids) for ids in kept}) == ("neighbours", 16, {16})
-    assert 0 < mined["bm25_finds"] < 1
+    assert mined["bm25"]["weight"] == 0.3
+    assert 0 < mined["bm25"]["finds"] < 1
     assert (negatives, taught) == (0, [False] * 6 + [True] * 6)
     passages = [row["positive"] for row in read_rows(out, "train")]
     nearest = [{row["negative_1"], row["negative_2"]} for row in read_rows(out, "mined-1")]
@@ -159,7 +161,7 @@ def test_bm25_teaches_if_it_knows_enough_or_is_told_to(
     monkeypatch.setattr("embedtune.training.words._found", lambda *_: known)
     short = replace(neighbours.training, epochs=0.2, mined_epochs=0.2)
     (mined,) = train(replace(neighbours, training=short, loss=LossConfig(bm25_weight=weight)))["mining"]
-    assert mined.get("bm25_finds") == (known if teaches else None)
+    assert mined.get("bm25") == ({"weight": weight or BM25_WEIGHT, "finds": known} if teaches else None)
 
 
 @pytest.mark.parametrize("step", [3, 6, 9, 12])

@@ -30,8 +30,6 @@ LINKS = 16
 """Hard negatives of a pair by which it is put beside others."""
 SHOWN = 2
 """Of these, how many the file of mined negatives shows."""
-BM25_SHARE = 0.5
-"""Of the training answers, what BM25 has to find among its first ten passages to be a teacher if none is asked for."""
 
 
 def word_teacher(splits: Splits, plan: Plan, weight: float | None) -> WordTeacher | None:
@@ -40,12 +38,15 @@ def word_teacher(splits: Splits, plan: Plan, weight: float | None) -> WordTeache
     Args:
         splits: from `prepare`.
         plan: of the training.
-        weight: of what it teaches; if that is left open, it has to know enough (`BM25_SHARE`).
+        weight: of what it teaches; if that is left open, it has to know enough.
     """
     if weight == 0 or not any(phase.mines for phase in plan.phases):
         return None
-    words = WordTeacher(splits.collection, splits.train, training_pool(splits).passage_ids)
-    return words if weight is not None or words.found >= BM25_SHARE else None
+    passage_ids = training_pool(splits).passage_ids
+    if weight is not None:
+        return WordTeacher(splits.collection, splits.train, passage_ids, weight=weight)
+    words = WordTeacher(splits.collection, splits.train, passage_ids)
+    return words if words.knows_enough else None
 
 
 class MinedPhases:
@@ -138,7 +139,7 @@ class MinedPhases:
         if phase.neighbours:
             facts["nearest_together"] = self._together(number, mined)
         if self._words is not None:
-            facts["bm25_finds"] = self._words.found
+            facts["bm25"] = self._words.facts()
         self._show(number, mined)
         self._file(number).write(mined.pairs.negative_ids, facts)
         self._facts[number] = facts
@@ -184,6 +185,9 @@ def _what_was_mined(facts: dict[str, Any]) -> str:
     said = f"mined {facts['mined']:,} hard negatives for {facts['rows']:,} pairs{left_out}"
     if "nearest_together" in facts:
         said += f"; {facts['nearest_together']:.0%} of the nearest {SHOWN} come in one batch with their pair"
-    if "bm25_finds" in facts:
-        said += f"; BM25 teaches too: it finds {facts['bm25_finds']:.0%} of the answers among its first ten passages"
+    if "bm25" in facts:
+        weight, found = facts["bm25"]["weight"], facts["bm25"]["finds"]
+        said += (
+            f"; BM25 teaches too (weight {weight:g}): it finds {found:.0%} of the answers among its first ten passages"
+        )
     return said

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from embedtune.config import LossConfig
 from embedtune.losses import words
-from embedtune.losses.batch import EmbeddedBatch
-from embedtune.losses.build import BM25_WEIGHT, build_loss
+from embedtune.losses.batch import EmbeddedBatch, WordScores
+from embedtune.losses.build import build_loss
 from embedtune.losses.contrastive import contrastive
 from embedtune.losses.scale import fixed_scale
 from embedtune.losses.words import SHARPNESS, taught_by_words, word_divergence
@@ -27,16 +27,16 @@ def batch() -> EmbeddedBatch:
     scores_QP[2] = 0
     scores_QP[3] = 0
     scores_QP[3, 1] = 4.0
-    return replace(random_batch(), words_QP=scores_QP)
+    return replace(random_batch(), words=WordScores(scores_QP, weight=0.3))
 
 
 def naive(batch: EmbeddedBatch) -> Tensor:
     answers = set(zip(*batch.answers_2A.tolist(), strict=True))
-    assert batch.words_QP is not None
+    assert batch.words is not None
     total = batch.queries_QE.new_zeros(())
     for row, own in enumerate(batch.positives_Q.tolist()):
         kept = [place for place in range(8) if place == own or (row, place) not in answers]
-        scores = batch.words_QP[row, kept]
+        scores = batch.words.scores_QP[row, kept]
         if scores.max() > 0:
             wanted = (SHARPNESS * scores / scores.max()).softmax(0)
             found = (SCALE * batch.passages_PE[kept] @ batch.queries_QE[row]).softmax(0)
@@ -66,8 +66,8 @@ def test_a_learned_scale_has_its_gradient(batch: EmbeddedBatch) -> None:
 
 
 def test_a_row_without_words_adds_nothing(batch: EmbeddedBatch) -> None:
-    assert batch.words_QP is not None
-    silent = replace(batch, words_QP=torch.zeros_like(batch.words_QP))
+    assert batch.words is not None
+    silent = replace(batch, words=WordScores(torch.zeros_like(batch.words.scores_QP), weight=1.0))
     value, queries_QE, passages_PE = value_and_gradients(word_divergence(fixed_scale(SCALE)), silent)
     assert value == 0
     assert not queries_QE.any()
@@ -77,21 +77,21 @@ def test_a_row_without_words_adds_nothing(batch: EmbeddedBatch) -> None:
 def test_it_stands_beside_another_loss_where_there_are_scores(batch: EmbeddedBatch) -> None:
     scale = fixed_scale(SCALE)
     other = contrastive(scale)
-    taught = taught_by_words(other, scale, weight=0.5)
-    assert taught(batch).item() == pytest.approx((other(batch) + 0.5 * word_divergence(scale)(batch)).item())
-    without = replace(batch, words_QP=None)
+    taught = taught_by_words(other, scale)
+    assert taught(batch).item() == pytest.approx((other(batch) + 0.3 * word_divergence(scale)(batch)).item())
+    without = replace(batch, words=None)
     assert taught(without) == other(without)
     with pytest.raises(ValueError, match="needs BM25's scores"):
         word_divergence(scale)(without)
 
 
-@pytest.mark.parametrize(("given", "weight"), [(None, BM25_WEIGHT), (0.7, 0.7), (0.0, 0.0)])
-def test_the_config_s_loss_has_the_weight_that_is_asked_for(
-    batch: EmbeddedBatch, given: float | None, weight: float
-) -> None:
+@pytest.mark.parametrize("weight", [0.3, 0.7])
+def test_the_config_s_loss_has_the_weight_that_comes_with_the_scores(batch: EmbeddedBatch, weight: float) -> None:
     scale = fixed_scale(SCALE)
+    assert batch.words is not None
+    batch = replace(batch, words=batch.words._replace(weight=weight))
     wanted = contrastive(scale)(batch) + weight * word_divergence(scale)(batch)
-    assert build_loss(LossConfig(scale=SCALE, bm25_weight=given))(batch).item() == pytest.approx(wanted.item())
+    assert build_loss(LossConfig(scale=SCALE))(batch).item() == pytest.approx(wanted.item())
 
 
 def test_smaller_sizes_are_taught_too(batch: EmbeddedBatch) -> None:

@@ -33,6 +33,15 @@ class TeacherScores(NamedTuple):
     """Bool: rows have different numbers of negatives, or no scores at all."""
 
 
+class WordScores(NamedTuple):
+    """What BM25 says of a batch."""
+
+    scores_QP: Tensor
+    """Of each row's question for each passage, none below 0."""
+    weight: float
+    """Of what is learned from them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedBatch:
     """A batch of training rows as embeddings, and what is known of who answers whom."""
@@ -47,8 +56,7 @@ class EmbeddedBatch:
     """Row of a question and column of a passage that is known to answer it, int64; own positives may be among them."""
     guide: Guide | None = None
     teacher: TeacherScores | None = None
-    words_QP: Tensor | None = None
-    """BM25's score of each row's question for each passage."""
+    words: WordScores | None = None
 
 
 Loss = Callable[[EmbeddedBatch], Tensor]

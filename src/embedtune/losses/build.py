@@ -12,8 +12,6 @@ from embedtune.losses.words import taught_by_words
 
 ITSELF = "self"
 """The guide that is the model in training."""
-BM25_WEIGHT = 0.3
-"""Of what BM25 teaches, where that is left open."""
 
 
 def build_loss(config: LossConfig, scale: Scale | None = None) -> Loss:
@@ -32,9 +30,7 @@ def build_loss(config: LossConfig, scale: Scale | None = None) -> Loss:
         loss = weighted_sum(loss, distilled, weight=config.distill_weight)
     if config.distill == "margin-mse":
         loss = weighted_sum(loss, margin_mse(scale), weight=config.distill_weight)
-    weight = BM25_WEIGHT if config.bm25_weight is None else config.bm25_weight
-    if weight > 0:
-        loss = taught_by_words(loss, scale, weight=weight)
+    loss = taught_by_words(loss, scale)
     if config.matryoshka:
         loss = matryoshka(loss, config.matryoshka, config.matryoshka_weights)
     if config.guide == ITSELF:

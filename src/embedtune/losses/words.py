@@ -17,12 +17,12 @@ SHARPNESS = 10.0
 """Logit of the passage that BM25 scores best in the batch; one with none of a question's words has 0."""
 
 
-def taught_by_words(loss: Loss, scale: Scale, *, weight: float) -> Loss:
-    """The loss, and beside it `weight` times `word_divergence` of batches that come with BM25's scores."""
+def taught_by_words(loss: Loss, scale: Scale) -> Loss:
+    """The loss, and beside it `word_divergence` of batches that come with BM25's scores, times the weight of these."""
     divergence = word_divergence(scale)
 
     def taught(batch: EmbeddedBatch) -> Tensor:
-        return loss(batch) if batch.words_QP is None else loss(batch) + weight * divergence(batch)
+        return loss(batch) if batch.words is None else loss(batch) + batch.words.weight * divergence(batch)
 
     return taught
 
@@ -41,9 +41,9 @@ def word_divergence(scale: Scale) -> Loss:
     """
 
     def loss(batch: EmbeddedBatch) -> Tensor:
-        words_QP = batch.words_QP
-        if words_QP is None:
+        if batch.words is None:
             raise ValueError("this loss needs BM25's scores, and the batch has none")
+        words_QP = batch.words.scores_QP
         rows_Q = torch.arange(len(batch.positives_Q), device=words_QP.device)
         left_out_QP = torch.zeros_like(words_QP, dtype=torch.bool)
         left_out_QP.index_put_((batch.answers_2A[0], batch.answers_2A[1]), left_out_QP.new_ones(()))

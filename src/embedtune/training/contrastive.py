@@ -14,7 +14,7 @@ from torch import Tensor
 from embedtune.data.collection import IdArray, Pairs
 from embedtune.data.tokens import TokenTable
 from embedtune.kernels import transfer
-from embedtune.losses.batch import EmbeddedBatch, Loss
+from embedtune.losses.batch import EmbeddedBatch, Loss, WordScores
 from embedtune.models.encoder import Encoder
 from embedtune.models.packing import TokenIds, to_device
 from embedtune.training.batch import ContrastiveBatch, contrastive_batch, teacher_scores
@@ -63,7 +63,7 @@ class ContrastiveObjective:
             answers_2A=to_device(batch.answers_2A, device),
             guide=None if self.guide is None else self.guide.of(batch, device),
             teacher=teacher_scores(self.pairs, rows, batch, device),
-            words_QP=None if self.words is None else transfer.to_device(self.words.scores(batch), device),
+            words=None if self.words is None else self._word_scores(self.words, batch),
         )
         return self.loss(embedded), sum(len(text) for text in texts)
 
@@ -74,6 +74,9 @@ class ContrastiveObjective:
         finite_B = embed_batch(self.encoder, texts, self.micro_batch).isfinite().all(dim=1)
         bad = [texts[place] for place in (~finite_B).nonzero()[:, 0].tolist()]
         return [self.encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in bad]
+
+    def _word_scores(self, words: WordTeacher, batch: ContrastiveBatch) -> WordScores:
+        return WordScores(transfer.to_device(words.scores(batch), self.encoder.device), words.weight)
 
     def _texts(self, batch: ContrastiveBatch) -> list[TokenIds]:
         """The questions, then the passages."""

@@ -13,21 +13,29 @@ from embedtune.data.collection import Collection, IdArray, Pairs
 from embedtune.retrieval.bm25 import WordIndex
 from embedtune.training.batch import ContrastiveBatch
 
+BM25_WEIGHT = 0.3
+"""Of what BM25 teaches, where that is left open."""
 ASKED, FOUND_AMONG = 1_000, 10
 """Training questions that BM25 is tried on, and first passages among which it has to find the answer."""
+ENOUGH = 0.5
+"""Share of the answers that it has to find to be a teacher where that is left open."""
 
 
 class WordTeacher:
     """BM25 over the passages of the training rows."""
 
-    def __init__(self, collection: Collection, train: Pairs, passage_ids: IdArray) -> None:
+    def __init__(
+        self, collection: Collection, train: Pairs, passage_ids: IdArray, *, weight: float = BM25_WEIGHT
+    ) -> None:
         """Count the words of the training rows once.
 
         Args:
             collection: the texts.
             train: the rows.
             passage_ids: every passage that can be in a batch, ascending.
+            weight: of what it teaches.
         """
+        self.weight = weight
         self._passage_ids, self._query_ids = passage_ids, np.unique(train.query_ids)
         index = WordIndex([collection.passages[passage] for passage in passage_ids.tolist()])
         self._weights_DV = index.weights()
@@ -36,6 +44,15 @@ class WordTeacher:
         questions = [collection.queries[query] for query in train.query_ids[asked].tolist()]
         self.found = _found(index, questions, np.searchsorted(passage_ids, train.passage_ids[asked]))
         """Share of the training answers, of some spread over the rows, that BM25 finds among the first ten."""
+
+    @property
+    def knows_enough(self) -> bool:
+        """Whether it finds so many answers that it should teach without being asked to."""
+        return self.found >= ENOUGH
+
+    def facts(self) -> dict[str, float]:
+        """For `results.json`."""
+        return {"weight": self.weight, "finds": self.found}
 
     def scores(self, batch: ContrastiveBatch) -> Tensor:
         """Of each row's question for each passage of the batch, fp32, (Q, P)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from embedtune.atomic import tidy
-from embedtune.config import MiningConfig
+from embedtune.config import TrainConfig
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts
 from embedtune.errors import TrainingInterrupted
@@ -33,10 +33,9 @@ def train_members(
     encoder: Encoder,
     splits: Splits,
     texts: Texts,
-    mining: MiningConfig,
+    config: TrainConfig,
     folder: RunFolder,
     *,
-    bm25_weight: float | None = None,
     resume: bool,
     stop: StopRequest,
     reporter: Reporter,
@@ -51,9 +50,8 @@ def train_members(
         encoder: that it trains.
         splits: from `prepare`.
         texts: the splits' texts, from `tokenize`.
-        mining: what is mined between the phases.
+        config: of the run: what is mined between the phases, and whether BM25 teaches.
         folder: of the run.
-        bm25_weight: of what BM25 teaches where negatives are mined (`phases.word_teacher`).
         resume: go on from each training's newest checkpoint, if it has any; one that is over is not done again.
         stop: the request of the run.
         reporter: is told how it goes.
@@ -64,7 +62,7 @@ def train_members(
     Raises:
         RunError, TrainingInterrupted: as `Trainer.run`.
     """
-    count, words = trainer.plan.trainings, word_teacher(splits, trainer.plan, bm25_weight)
+    count, words = trainer.plan.trainings, word_teacher(splits, trainer.plan, config.loss.bm25_weight)
     parameters, mined = trainable_parameters(encoder), list[dict[str, Any]]()
     trainers, progress = [_member(trainer, number, folder) for number in range(count)], list[Progress]()
     start = dict[str, Tensor]()
@@ -79,7 +77,7 @@ def train_members(
             reporter.note(f"training {number + 1} of {count}")
         place = folder.training(number)
         tidy(place.splits)
-        phases = MinedPhases(member, encoder, splits, texts, mining, place, words=words, reporter=reporter)
+        phases = MinedPhases(member, encoder, splits, texts, config.mining, place, words=words, reporter=reporter)
         try:
             progress.append(phases.trainer.run(resume=resume, stop=stop))
         except TrainingInterrupted as stopped:

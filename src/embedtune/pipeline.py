@@ -83,9 +83,8 @@ def _train(
     config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))
     claim(begun, config, folder, lock, resume=resume)  # nothing is written before
     reached, mined = train_members(
-        trainer, encoder, splits, texts, config.mining, folder,
-        bm25_weight=config.loss.bm25_weight, resume=resume, stop=stop, reporter=reporter,
-    )  # fmt: skip
+        trainer, encoder, splits, texts, config, folder, resume=resume, stop=stop, reporter=reporter
+    )
     sections |= {"mining": mined} if mined else {}
 
     reporter.stage("Test")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -35,14 +36,7 @@ def neighbour_batches(pairs: Pairs, links: Links, *, sizes: Sequence[int], seed:
     """
     generator = np.random.default_rng(seed)
     drawn = generator.permutation(len(pairs)).tolist()
-    rows_of = defaultdict[int, list[int]](list)
-    for row, passage in enumerate(pairs.passage_ids.tolist()):
-        rows_of[passage].append(row)
-    linked_to = defaultdict[int, list[tuple[int, float]]](list)
-    for row, passages in enumerate(links):
-        for rank, passage in enumerate(passages, start=1):
-            linked_to[passage].append((row, 1 / rank))
-    growing = _Growing(pairs, links, rows_of, linked_to)
+    growing = _Growing(pairs, links)
     batches = [growing.batch(size, drawn) for size in sizes]
     generator.shuffle(batches)
     return batches
@@ -60,19 +54,37 @@ def share_together(batches: Sequence[IdArray], pairs: Pairs, links: Links, *, ne
     return together / linked if linked else 0.0
 
 
+class _ByPassage:
+    """Values by the passage that each belongs to, in arrays: there may be millions."""
+
+    def __init__(self, passages: IdArray, values: IdArray) -> None:
+        order = np.argsort(passages, kind="stable")
+        self._values = values[order]
+        self._ends = np.cumsum(np.bincount(passages)) if len(passages) else passages
+
+    def __getitem__(self, passage: int) -> list[int]:
+        """The values of that passage in their order; none of one that has none."""
+        if passage >= len(self._ends):
+            return []
+        first = self._ends[passage - 1] if passage else 0
+        values: list[int] = self._values[first : self._ends[passage]].tolist()
+        return values
+
+
 class _Growing:
     """The rows that are in no batch yet, and how a batch grows from them."""
 
-    def __init__(
-        self,
-        pairs: Pairs,
-        links: Links,
-        rows_of: dict[int, list[int]],
-        linked_to: dict[int, list[tuple[int, float]]],
-    ) -> None:
+    def __init__(self, pairs: Pairs, links: Links) -> None:
         self.is_free = [True] * len(pairs)
-        self._queries, self._passages = pairs.query_ids.tolist(), pairs.passage_ids.tolist()
-        self._links, self._rows_of, self._linked_to = links, rows_of, linked_to
+        self._queries, self._passages, self._links = pairs.query_ids.tolist(), pairs.passage_ids.tolist(), links
+        rows = np.arange(len(pairs))
+        self._rows_of = _ByPassage(pairs.passage_ids, rows)
+        counts = [len(passages) for passages in links]
+        linked = np.fromiter(chain.from_iterable(links), dtype=np.int64, count=sum(counts))
+        self._linking = _ByPassage(linked, np.repeat(rows, counts))
+        self._ranks = _ByPassage(
+            linked, np.fromiter(chain.from_iterable(map(range, counts)), np.int64, len(linked)) + 1
+        )
 
     def batch(self, size: int, drawn: list[int]) -> IdArray:
         """Take `size` free rows.
@@ -107,9 +119,12 @@ class _Growing:
         ahead = [
             (other, 1 / rank)
             for rank, passage in enumerate(self._links[row], start=1)
-            for other in self._rows_of.get(passage, ())
+            for other in self._rows_of[passage]
         ]
-        return ahead + self._linked_to.get(self._passages[row], [])
+        passage = self._passages[row]
+        return ahead + [
+            (other, 1 / rank) for other, rank in zip(self._linking[passage], self._ranks[passage], strict=True)
+        ]
 
     def _strongest(
         self, strongest: list[tuple[float, int]], strength: dict[int, float], queries: set[int], passages: set[int]

@@ -152,16 +152,32 @@ def test_neighbours_may_get_negatives_beside(neighbours: TrainConfig, monkeypatc
     assert "negative_3" in read_rows(neighbours.output.out, "mined-1")[0]
 
 
-@pytest.mark.parametrize(
-    ("weight", "known", "teaches"), [(None, 0.49, False), (None, 0.5, True), (0.2, 0.1, True), (0.0, 1.0, False)]
-)
+@pytest.mark.parametrize(("weight", "known", "teaches"), [(None, 0.9, True), (None, 0.4, False), (0.2, 0.1, True)])
 def test_bm25_teaches_if_it_knows_enough_or_is_told_to(
     neighbours: TrainConfig, monkeypatch: pytest.MonkeyPatch, weight: float | None, known: float, teaches: bool
 ) -> None:
+    """This model and BM25 miss as much as each other."""
     monkeypatch.setattr("embedtune.training.words._found", lambda *_: known)
+    monkeypatch.setattr("embedtune.training.words.AS_MUCH_MISSED", 100.0)
+    taught = list[bool]()
+    original = ContrastiveObjective.__call__
+
+    def spying(self: ContrastiveObjective, rows: Any) -> Any:
+        taught.append(self.words is not None)
+        return original(self, rows)
+
+    monkeypatch.setattr(ContrastiveObjective, "__call__", spying)
     short = replace(neighbours.training, epochs=0.2, mined_epochs=0.2)
     (mined,) = train(replace(neighbours, training=short, loss=LossConfig(bm25_weight=weight)))["mining"]
-    assert mined.get("bm25") == ({"weight": weight or BM25_WEIGHT, "finds": known} if teaches else None)
+    assert (mined["bm25"]["teaches"], mined["bm25"]["weight"]) == (teaches, weight or BM25_WEIGHT)
+    assert mined["bm25"]["finds"] == known
+    assert (taught[0], taught[-1]) == (False, teaches)
+
+
+def test_bm25_is_not_asked_where_it_is_to_teach_nothing(neighbours: TrainConfig) -> None:
+    short = replace(neighbours.training, epochs=0.2, mined_epochs=0.2)
+    (mined,) = train(replace(neighbours, training=short, loss=LossConfig(bm25_weight=0.0)))["mining"]
+    assert "bm25" not in mined
 
 
 @pytest.mark.parametrize("step", [3, 6, 9, 12])

@@ -70,8 +70,8 @@ class DevSet:
     """The dev split as encoders are measured on it: by a search, or by the cosines of graded pairs."""
 
     measure: Callable[[Encoder], Evaluation | Similarity]
-    groups_Q: IdArray | None
-    """Which of its questions belong together, in the order of the values measured; None of graded pairs."""
+    task: RetrievalTask | None
+    """What is searched; None of graded pairs."""
 
 
 def dev_set(splits: Splits, texts: Texts, config: TrainingConfig, *, seed: int) -> DevSet:
@@ -79,7 +79,7 @@ def dev_set(splits: Splits, texts: Texts, config: TrainingConfig, *, seed: int) 
     if splits.collection.graded:
         return DevSet(lambda encoder: measure_similarity(encoder, splits.dev, texts.queries, texts.passages), None)
     task = dev_task(splits, size=config.dev_corpus, seed=seed)
-    return DevSet(lambda encoder: evaluate(encoder, task, texts), task.groups_Q)
+    return DevSet(lambda encoder: evaluate(encoder, task, texts), task)
 
 
 def evaluate(

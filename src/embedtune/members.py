@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from embedtune.atomic import tidy
-from embedtune.config import TrainConfig
+from embedtune.config import MiningConfig
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts
 from embedtune.errors import TrainingInterrupted
@@ -20,12 +20,13 @@ from embedtune.export.run_folder import RunFolder
 from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.soup import has_mean, take_mean
-from embedtune.phases import MinedPhases, word_teacher
+from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter
 from embedtune.training.checkpoint import Checkpoints, Progress, set_weights, trainable_tensors
 from embedtune.training.loop import Trainer
 from embedtune.training.reached import Reached
 from embedtune.training.signals import StopRequest
+from embedtune.training.words import WordTeacher
 
 
 def train_members(
@@ -33,9 +34,10 @@ def train_members(
     encoder: Encoder,
     splits: Splits,
     texts: Texts,
-    config: TrainConfig,
+    mining: MiningConfig,
     folder: RunFolder,
     *,
+    words: WordTeacher | None = None,
     resume: bool,
     stop: StopRequest,
     reporter: Reporter,
@@ -50,8 +52,9 @@ def train_members(
         encoder: that it trains.
         splits: from `prepare`.
         texts: the splits' texts, from `tokenize`.
-        config: of the run: what is mined between the phases, and whether BM25 teaches.
+        mining: what is mined between the phases.
         folder: of the run.
+        words: what may teach where negatives are mined, from `word_teacher`.
         resume: go on from each training's newest checkpoint, if it has any; one that is over is not done again.
         stop: the request of the run.
         reporter: is told how it goes.
@@ -62,7 +65,7 @@ def train_members(
     Raises:
         RunError, TrainingInterrupted: as `Trainer.run`.
     """
-    count, words = trainer.plan.trainings, word_teacher(splits, trainer.plan, config.loss.bm25_weight)
+    count = trainer.plan.trainings
     parameters, mined = trainable_parameters(encoder), list[dict[str, Any]]()
     trainers, progress = [_member(trainer, number, folder) for number in range(count)], list[Progress]()
     start = dict[str, Tensor]()
@@ -77,7 +80,7 @@ def train_members(
             reporter.note(f"training {number + 1} of {count}")
         place = folder.training(number)
         tidy(place.splits)
-        phases = MinedPhases(member, encoder, splits, texts, config.mining, place, words=words, reporter=reporter)
+        phases = MinedPhases(member, encoder, splits, texts, mining, place, words=words, reporter=reporter)
         try:
             progress.append(phases.trainer.run(resume=resume, stop=stop))
         except TrainingInterrupted as stopped:

@@ -16,6 +16,7 @@ from embedtune.data.tokens import Texts
 from embedtune.errors import StorageError
 from embedtune.export.mined_file import MinedFile
 from embedtune.export.run_folder import RunFolder
+from embedtune.measuring import DevSet, evaluate_bm25
 from embedtune.mining.mine import Mined
 from embedtune.mining.pool import training_pool
 from embedtune.mining.with_encoder import mine_negatives
@@ -32,21 +33,21 @@ SHOWN = 2
 """Of these, how many the file of mined negatives shows."""
 
 
-def word_teacher(splits: Splits, plan: Plan, weight: float | None) -> WordTeacher | None:
-    """BM25, if it is to teach in a phase of the plan.
+def word_teacher(splits: Splits, plan: Plan, dev: DevSet, *, weight: float | None, metric: str) -> WordTeacher | None:
+    """BM25, if it may teach in a phase of the plan.
 
     Args:
         splits: from `prepare`.
         plan: of the training.
-        weight: of what it teaches; if that is left open, it has to know enough.
+        dev: from `dev_set`.
+        weight: of what it teaches; if that is left open, it has to know enough (`WordTeacher.teaches`).
+        metric: of the dev set.
     """
-    if weight == 0 or not any(phase.mines for phase in plan.phases):
+    if weight == 0 or dev.task is None or not any(phase.mines for phase in plan.phases):
         return None
+    reached = evaluate_bm25(dev.task, splits.collection).means[metric]
     passage_ids = training_pool(splits).passage_ids
-    if weight is not None:
-        return WordTeacher(splits.collection, splits.train, passage_ids, weight=weight)
-    words = WordTeacher(splits.collection, splits.train, passage_ids)
-    return words if words.knows_enough else None
+    return WordTeacher(splits.collection, splits.train, passage_ids, weight=weight, dev=reached)
 
 
 class MinedPhases:
@@ -84,12 +85,13 @@ class MinedPhases:
         self._folder, self._reporter, self._words = folder, reporter, words
         self._facts: dict[int, dict[str, Any]] = {}
 
-    def begin(self, number: int, resumed: bool) -> Links | None:
+    def begin(self, number: int, resumed: bool, best: float) -> Links | None:
         """Give the objective what the phase of that number trains with beside its pairs.
 
         Args:
             number: of the phase.
             resumed: steps of the phase were taken before, with negatives that lie in the folder.
+            best: dev metric before the phase.
 
         Returns:
             The negatives by which its batches are made, if they are.
@@ -100,7 +102,7 @@ class MinedPhases:
         phase, objective = self._phases[number], self._objective
         given = added = self._splits.train.negative_ids
         if phase.mines:
-            added = self._read(number) if resumed else self._mine(number)
+            added = self._read(number) if resumed else self._mine(number, best)
         links = None
         if phase.neighbours:
             links = [row[len(own) :] for row, own in zip(added, given, strict=True)]
@@ -109,7 +111,8 @@ class MinedPhases:
         # Graded pairs have none. A training before this one may have left its own.
         if isinstance(objective, ContrastiveObjective):
             objective.pairs = replace(objective.pairs, negative_ids=added)
-            objective.words = self._words if phase.mines else None
+            words = self._words if phase.mines else None
+            objective.words = words if words is not None and words.teaches(best) else None
         return links
 
     def facts(self, steps: int) -> list[dict[str, Any]]:
@@ -127,7 +130,7 @@ class MinedPhases:
                 self._read(number)
         return [self._facts[number] for number in mined]
 
-    def _mine(self, number: int) -> tuple[tuple[int, ...], ...]:
+    def _mine(self, number: int, best: float) -> tuple[tuple[int, ...], ...]:
         config, phase = self._config, self._phases[number]
         if phase.neighbours:
             most = config.mine_depth - config.mine_skip
@@ -139,7 +142,7 @@ class MinedPhases:
         if phase.neighbours:
             facts["nearest_together"] = self._together(number, mined)
         if self._words is not None:
-            facts["bm25"] = self._words.facts()
+            facts["bm25"] = self._words.facts(best)
         self._show(number, mined)
         self._file(number).write(mined.pairs.negative_ids, facts)
         self._facts[number] = facts
@@ -186,8 +189,12 @@ def _what_was_mined(facts: dict[str, Any]) -> str:
     if "nearest_together" in facts:
         said += f"; {facts['nearest_together']:.0%} of the nearest {SHOWN} come in one batch with their pair"
     if "bm25" in facts:
-        weight, found = facts["bm25"]["weight"], facts["bm25"]["finds"]
-        said += (
-            f"; BM25 teaches too (weight {weight:g}): it finds {found:.0%} of the answers among its first ten passages"
-        )
+        said += f"; {_what_bm25_does(facts['bm25'])}"
     return said
+
+
+def _what_bm25_does(facts: dict[str, Any]) -> str:
+    beside = f"dev {facts['dev']:.4f} beside the model's {facts['model']:.4f}, {facts['finds']:.0%} of training answers"
+    if facts["teaches"]:
+        return f"BM25 teaches too, with weight {facts['weight']:g} ({beside} found)"
+    return f"BM25 does not teach, as it knows too little beside the model ({beside} found)"

@@ -20,6 +20,7 @@ from embedtune.loading import tokenize
 from embedtune.measuring import dev_set, evaluate_others
 from embedtune.members import train_members
 from embedtune.models.encoder import Encoder
+from embedtune.phases import word_teacher
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.report.html import build_html
 from embedtune.report.results import build_results
@@ -81,10 +82,12 @@ def _train(
     )  # fmt: skip
     assert trainer.micro_batch is not None
     config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))
+    words = word_teacher(splits, begun.plan, dev, weight=config.loss.bm25_weight, metric=trainer.config.metric)
     claim(begun, config, folder, lock, resume=resume)  # nothing is written before
     reached, mined = train_members(
-        trainer, encoder, splits, texts, config, folder, resume=resume, stop=stop, reporter=reporter
-    )
+        trainer, encoder, splits, texts, config.mining, folder,
+        words=words, resume=resume, stop=stop, reporter=reporter,
+    )  # fmt: skip
     sections |= {"mining": mined} if mined else {}
 
     reporter.stage("Test")

@@ -65,7 +65,7 @@ def blend(
             sets,
             metric=metric,
             into_original=config.adapter.merge_into == "original",
-            groups_Q=dev.groups_Q,
+            groups_Q=None if dev.task is None else dev.task.groups_Q,
             on_done=advance,
         )
     facts = blend_facts(points, metric=metric, used=1.0, seed=seed)

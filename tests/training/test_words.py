@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from embedtune.data.collection import Collection, Pairs
@@ -20,7 +21,7 @@ PASSAGES = [
 QUERIES = ["which cat sat", "unused", "did the dog bark at the dog", "zzz", "where does the rain fall"]
 
 
-def teacher() -> tuple[WordTeacher, Pairs, Collection]:
+def teacher(*, weight: float | None = None, dev: float = 0.7) -> tuple[WordTeacher, Pairs, Collection]:
     """Passage 1 is in no row; a question of unknown words, and one that comes twice."""
     qrels = {0: {0: 1.0, 2: 1.0}, 2: {2: 1.0}, 3: {3: 1.0}, 4: {4: 1.0}}
     collection = Collection(queries=QUERIES, passages=PASSAGES, qrels=qrels)
@@ -30,7 +31,7 @@ def teacher() -> tuple[WordTeacher, Pairs, Collection]:
         negative_ids=((), (4,), (), (), ()),
         row_ids=tuple("abcde"),
     )
-    return WordTeacher(collection, pairs, np.array([0, 2, 3, 4])), pairs, collection
+    return WordTeacher(collection, pairs, np.array([0, 2, 3, 4]), weight=weight, dev=dev), pairs, collection
 
 
 def test_scores_are_those_of_the_search() -> None:
@@ -51,3 +52,21 @@ def test_what_it_finds_is_a_share_of_the_answers() -> None:
     """All but the row whose question has no known word: with score zero nothing is found."""
     words, *_ = teacher()
     assert words.found == 4 / 5
+
+
+def test_it_teaches_a_model_that_misses_at_least_half_of_what_it_misses_itself() -> None:
+    words, *_ = teacher(dev=0.7)
+    assert [words.teaches(best) for best in (0.2, 0.7, 0.85, 0.86, 1.0)] == [True, True, True, False, False]
+    assert words.facts(0.86) == {"teaches": False, "weight": 0.3, "finds": 0.8, "dev": 0.7, "model": 0.86}
+
+
+def test_it_teaches_if_it_is_told_to() -> None:
+    words, *_ = teacher(weight=0.5, dev=0.1)
+    assert words.teaches(1.0)
+    assert words.weight == 0.5
+
+
+def test_it_does_not_teach_where_it_finds_less_than_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedtune.training.words._found", lambda *_: 0.49)
+    words, *_ = teacher(dev=0.9)
+    assert not words.teaches(0.1)

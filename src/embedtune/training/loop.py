@@ -71,10 +71,10 @@ class Trainer:
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
     micro_batch: MicroBatch | None = None
     """The objective's, if it has one: made smaller where memory runs out, and kept with the checkpoints."""
-    begin_phase: Callable[[int, bool], Links | None] | None = None
-    """Is told the number of a phase of the plan before its first step, and of a resumed run's before it goes on, and
-    whether steps of the phase were taken before. The objective may change with it. Returns the links by which rows are
-    to come together in the phase, if any are."""
+    begin_phase: Callable[[int, bool, float], Links | None] | None = None
+    """Is told the number of a phase of the plan before its first step, and of a resumed run's before it goes on; also
+    whether steps of the phase were taken before, and the best dev metric before the phase. The objective may change
+    with it. Returns the links by which rows are to come together in the phase, if any are."""
     not_finite: Callable[[IdArray], list[str]] | None = None
     """Names texts of these rows whose embeddings are NaN or infinite."""
     keep: Callable[[], None] | None = None
@@ -222,8 +222,9 @@ class Trainer:
         start = random_state()
         try:
             with state.stop.at_once(reserve=state.reserve):
-                resumed = state.progress.step > self.plan.phases[number].first_step
-                state.batches.link(number, self.begin_phase(number, resumed))
+                first, progress = self.plan.phases[number].first_step, state.progress
+                best = max(e[self.config.metric] for e in progress.evaluations if e["step"] <= first)
+                state.batches.link(number, self.begin_phase(number, progress.step > first, best))
         except Stopped:
             restore_random_state(start)
             self._interrupt(state)

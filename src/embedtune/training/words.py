@@ -5,6 +5,8 @@ Shapes: `Q` rows of the batch, `P` its distinct passages, `D` passages of the tr
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,13 +21,22 @@ ASKED, FOUND_AMONG = 1_000, 10
 """Training questions that BM25 is tried on, and first passages among which it has to find the answer."""
 ENOUGH = 0.5
 """Share of the answers that it has to find to be a teacher where that is left open."""
+AS_MUCH_MISSED = 2.0
+"""Times what the model misses by then of a dev metric of 1, that BM25 may miss to be a teacher where that is left
+open."""
 
 
 class WordTeacher:
     """BM25 over the passages of the training rows."""
 
     def __init__(
-        self, collection: Collection, train: Pairs, passage_ids: IdArray, *, weight: float = BM25_WEIGHT
+        self,
+        collection: Collection,
+        train: Pairs,
+        passage_ids: IdArray,
+        *,
+        weight: float | None = None,
+        dev: float | None = None,
     ) -> None:
         """Count the words of the training rows once.
 
@@ -33,9 +44,11 @@ class WordTeacher:
             collection: the texts.
             train: the rows.
             passage_ids: every passage that can be in a batch, ascending.
-            weight: of what it teaches.
+            weight: of what it teaches; left open if not given.
+            dev: what BM25 reaches on the dev set; needed where the weight is left open.
         """
-        self.weight = weight
+        self._asked, self.weight = weight is not None, BM25_WEIGHT if weight is None else weight
+        self._dev = dev
         self._passage_ids, self._query_ids = passage_ids, np.unique(train.query_ids)
         index = WordIndex([collection.passages[passage] for passage in passage_ids.tolist()])
         self._weights_DV = index.weights()
@@ -45,14 +58,19 @@ class WordTeacher:
         self.found = _found(index, questions, np.searchsorted(passage_ids, train.passage_ids[asked]))
         """Share of the training answers, of some spread over the rows, that BM25 finds among the first ten."""
 
-    @property
-    def knows_enough(self) -> bool:
-        """Whether it finds so many answers that it should teach without being asked to."""
-        return self.found >= ENOUGH
+    def teaches(self, best: float) -> bool:
+        """Whether it is to teach a model that has reached so much on the dev set.
 
-    def facts(self) -> dict[str, float]:
-        """For `results.json`."""
-        return {"weight": self.weight, "finds": self.found}
+        A model that is far ahead of it would only be drawn back.
+        """
+        if self._asked or self._dev is None:
+            return self._asked
+        return self.found >= ENOUGH and 1 - self._dev <= AS_MUCH_MISSED * (1 - best)
+
+    def facts(self, best: float) -> dict[str, Any]:
+        """For `results.json`, of a phase before which the model has reached so much on the dev set."""
+        teaches = self.teaches(best)
+        return {"teaches": teaches, "weight": self.weight, "finds": self.found, "dev": self._dev, "model": best}
 
     def scores(self, batch: ContrastiveBatch) -> Tensor:
         """Of each row's question for each passage of the batch, fp32, (Q, P)."""

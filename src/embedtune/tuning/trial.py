@@ -77,7 +77,9 @@ def train_once(
         seed=config.output.seed,
         reporter=reporter,
     )
-    words = word_teacher(splits, trainer.plan, config.loss.bm25_weight)
+    words = word_teacher(
+        splits, trainer.plan, material.dev, weight=config.loss.bm25_weight, metric=trainer.config.metric
+    )
     phases = MinedPhases(
         trainer, encoder, splits, texts, config.mining, RunFolder(folder), words=words, reporter=reporter
     )

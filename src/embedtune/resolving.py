@@ -12,7 +12,7 @@ from embedtune.data.hub import is_hub_id, pin
 from embedtune.losses.build import ITSELF
 from embedtune.models.encoder import Encoder
 from embedtune.paths import expanded
-from embedtune.training.plan import Plan, mined_batches
+from embedtune.training.plan import Plan
 
 
 def resolve(
@@ -39,7 +39,7 @@ def resolve(
         trainings=plan.trainings,
         mined_lr=plan.phases[-1].lr if plan.mined_epochs else config.training.mined_lr,
         mined_batch_size=plan.phases[-1].batch_size if plan.mined_epochs else config.training.mined_batch_size,
-        mined_batches=mined_batches(config.training),
+        mined_batches=config.training.mined_in,
     )
     sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus", "labels")}
     commits: dict[str, str | None] = {}

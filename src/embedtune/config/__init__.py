@@ -47,8 +47,8 @@ class TrainConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        shuffled = self.training.mined_batches == "shuffled" or self.training.passage_once
-        if self.training.mined_epochs and shuffled and self.mining.hard_negatives == 0:
+        adds_none = self.training.mined_in == "shuffled" and self.mining.hard_negatives == 0
+        if self.training.mined_epochs and adds_none:
             raise ConfigError(
                 f"--mined-epochs is {self.training.mined_epochs:g}, and --hard-negatives 0 adds none to shuffled "
                 "batches.\nType:  --hard-negatives 2, or leave out --mined-epochs."

@@ -122,3 +122,10 @@ class TrainingConfig:
         if self.max_time is not None:
             parse_seconds(self.max_time, option="max-time")
         require(self.dev_corpus >= 1, "dev-corpus", self.dev_corpus, "1 or more passages")
+
+    @property
+    def mined_in(self) -> Literal["neighbours", "shuffled"]:
+        """`mined_batches`, where it is left open too."""
+        if self.mined_batches != "auto":
+            return self.mined_batches
+        return "shuffled" if self.passage_once else "neighbours"

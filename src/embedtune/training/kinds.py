@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from embedtune.config import GRADED_METRIC, LossConfig, TrainConfig, TrainingConfig
 from embedtune.errors import ConfigError
-from embedtune.training.plan import Plan, make_plan, mined_batches
+from embedtune.training.plan import Plan, make_plan
 
 
 def settings_for(config: TrainingConfig, loss: LossConfig, *, graded: bool) -> tuple[TrainingConfig, LossConfig]:
@@ -52,7 +52,7 @@ def mines(config: TrainConfig, *, graded: bool) -> bool:
             "Type:  embedtune mine TRAIN --judge CROSS_ENCODER --out mined.jsonl   first, then train on that file, "
             "which has the judge's scores, without --mined-epochs."
         )
-    adds_none = mined_batches(config.training) == "shuffled" and config.mining.added == 0
+    adds_none = config.training.mined_in == "shuffled" and config.mining.added == 0
     return not (adds_none or graded or distills)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
 
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import batches_per_epoch
@@ -133,7 +132,7 @@ def make_plan(
                 f"Type:  --{option} {pairs} or less, or leave it out."
             )
     batch_size = config.batch_size or min(_default_batch_size(pairs), pairs)
-    neighbours = mined_batches(config) == "neighbours"
+    neighbours = config.mined_in == "neighbours"
     mined_batch_size = config.mined_batch_size or (
         batch_size if neighbours else min(pairs, max(SMALLEST_DEFAULT_BATCH, round(MINED_SHARE * batch_size)))
     )
@@ -172,13 +171,6 @@ def default_lr(method: str, init: str, width: int = WIDTH_OF_DEFAULTS) -> float:
     """
     found_at_width = PISSA_LR if init == "pissa" else DEFAULT_LR[method]
     return found_at_width * min(1.0, WIDTH_OF_DEFAULTS / width)
-
-
-def mined_batches(config: TrainingConfig) -> Literal["neighbours", "shuffled"]:
-    """Which pairs share a batch where negatives are mined."""
-    if config.mined_batches != "auto":
-        return config.mined_batches
-    return "shuffled" if config.passage_once else "neighbours"
 
 
 def _mined_epochs(config: TrainingConfig, recipe: Recipe) -> float:

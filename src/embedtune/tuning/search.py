@@ -18,6 +18,7 @@ from embedtune.loading import other_model, tokenize
 from embedtune.measuring import dev_set
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
+from embedtune.phases import word_teacher
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.advice import ask_advisers
 from embedtune.training.random_state import same_bits
@@ -80,7 +81,8 @@ def _prepare(config: TuneConfig, folder: SearchFolder, lock: RunLock, stop: Stop
     if advice.keep is not None:
         advice.keep()
     dev = dev_set(splits, texts, config.training, seed=config.output.seed)
-    material = Material(splits, texts, dev, advice._replace(keep=None))
+    words = word_teacher(splits, begun.plan, dev, weight=config.loss.bm25_weight, metric=config.training.metric)
+    material = Material(splits, texts, dev, advice._replace(keep=None), words)
     return Trials(config, folder, material, dials, study, stop, reporter)
 
 

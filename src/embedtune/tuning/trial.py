@@ -13,13 +13,14 @@ from embedtune.data.tokens import Texts
 from embedtune.export.run_folder import RunFolder
 from embedtune.loading import load_base
 from embedtune.measuring import DevSet
-from embedtune.phases import MinedPhases, word_teacher
+from embedtune.phases import MinedPhases
 from embedtune.progress import Reporter, SilentReporter
 from embedtune.trainer import build_trainer, make_ready
 from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
 from embedtune.training.kinds import run_plan
 from embedtune.training.signals import StopRequest
+from embedtune.training.words import WordTeacher
 
 Watch = Callable[[int, float], None]
 """Told the step of an evaluation and its dev metric; what it raises ends the training."""
@@ -34,6 +35,8 @@ class Material:
     dev: DevSet
     """Asks the same for every seed, so that only the training differs."""
     advice: Advice
+    words: WordTeacher | None = None
+    """What may teach where negatives are mined, from `word_teacher`."""
 
 
 def train_once(
@@ -77,11 +80,8 @@ def train_once(
         seed=config.output.seed,
         reporter=reporter,
     )
-    words = word_teacher(
-        splits, trainer.plan, material.dev, weight=config.loss.bm25_weight, metric=trainer.config.metric
-    )
     phases = MinedPhases(
-        trainer, encoder, splits, texts, config.mining, RunFolder(folder), words=words, reporter=reporter
+        trainer, encoder, splits, texts, config.mining, RunFolder(folder), words=material.words, reporter=reporter
     )
     trainer = phases.trainer
 

@@ -21,8 +21,8 @@ QualityRunner = Literal[
     "unsloth",
     "unsloth-unpad",
 ]
-TrainRunner = Literal[QualityRunner, "unsloth-compile"]
-"""Compiling takes too many steps for a run that ends with a quality."""
+TrainRunner = Literal[QualityRunner, "embedtune-cached", "unsloth-compile"]
+"""Compiling takes too many steps for a run that ends with a quality, and how a batch is split does not change it."""
 EncodeRunner = Literal["embedtune", "embedtune-fp32", "st-fp32", "st-bf16", "st-flash"]
 DeviceName = Literal["cpu", "cuda"]
 Method = Literal["lora", "qlora", "full"]
@@ -36,6 +36,8 @@ class Ours:
     precision: PrecisionName = "auto"
     low_memory: bool = False
     """`--memory low`: no dequantised copy of 4-bit weights."""
+    cached: bool = False
+    """Gradients are cached, as with a peer that is given a mini-batch; else only where a batch does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ OURS: dict[str, Ours] = {
     "embedtune": Ours(),
     "embedtune-fp32": Ours(precision="fp32"),
     "embedtune-low": Ours(low_memory=True),
+    "embedtune-cached": Ours(cached=True),
 }
 PEERS: dict[str, Peer] = {
     "st-fp32": Peer(precision="fp32"),
@@ -118,6 +121,8 @@ class TrainJob:
     seed: int
     warmup: int = 1
     """First steps that are not timed."""
+    mini_batch: int | None = None
+    """Texts that a peer and `embedtune-cached` embed at a time, gradients cached; all at once if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)

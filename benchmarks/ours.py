@@ -41,7 +41,7 @@ def agree_train(runner: str, job: TrainJob, embeddings: Path) -> Agreement:
     objective = given_objective(encoder, job.batches, scale=job.scale)
     encoder.eval()
     rows_B = np.arange(job.batch_size)
-    _fit_memory(objective, job.batch_size)
+    _fit_memory(objective, runner, job)
     with torch.inference_mode():
         loss, tokens = objective(rows_B)
     embedded = [encoder.embed_all(table, rows_B) for table in (objective.query_tokens, objective.passage_tokens)]
@@ -66,7 +66,7 @@ def time_train(runner: str, job: TrainJob) -> TrainMeasurement:
     started = time.perf_counter()
     objective = given_objective(encoder, job.batches, scale=job.scale)
     data_seconds = (time.perf_counter() - started) / (len(objective.pairs) // job.batch_size)
-    _fit_memory(objective, job.batch_size)
+    _fit_memory(objective, runner, job)
     reset_peak(device)
     clock = StepClock(device, warmup=job.warmup)
     progress = run_steps(encoder, objective, training_config(job), clock, method=job.method, seed=job.seed)
@@ -100,7 +100,7 @@ def time_quality(runner: str, job: QualityJob) -> QualityMeasurement:
 
     curve.start()
     objective = given_objective(encoder, job.train.batches, scale=job.train.scale)
-    _fit_memory(objective, job.train.batch_size)
+    _fit_memory(objective, runner, job.train)
     config = replace(training_config(job.train), eval_steps=job.eval_steps)
     with suppress(_TargetReached):
         run_steps(encoder, objective, config, clock, method=job.train.method, seed=job.train.seed, evaluate=evaluate)
@@ -168,10 +168,14 @@ def _adapted(runner: str, job: TrainJob) -> Encoder:
     return load_trainable(_model_config(runner, job), adapter, seed=job.seed)
 
 
-def _fit_memory(objective: ContrastiveObjective, batch_size: int) -> None:
+def _fit_memory(objective: ContrastiveObjective, runner: str, job: TrainJob) -> None:
     """As `trainer.build_trainer` does: no more goes through the encoder at a time than memory allows."""
     pairs, texts = objective.pairs, (objective.query_tokens, objective.passage_tokens)
-    batches = (np.arange(row, min(row + batch_size, len(pairs))) for row in range(0, len(pairs), batch_size))
+    if OURS[runner].cached and job.mini_batch is not None:
+        objective.micro_batch.tokens = round(job.mini_batch * objective.passage_tokens.lengths_N.mean())
+        return
+    size = job.batch_size
+    batches = (np.arange(row, min(row + size, len(pairs))) for row in range(0, len(pairs), size))
     largest = max(batch_tokens(pairs, rows, *texts) for rows in batches)
     objective.micro_batch.tokens = choose_micro_batch(objective.encoder, pairs, *texts, largest=largest)
 

@@ -16,8 +16,11 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from torch import Tensor
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -206,9 +209,15 @@ def _trainer(runner: str, job: TrainJob, model: SentenceTransformer, folder: str
         model=model,
         args=arguments,
         train_dataset=_dataset(rows),
-        loss=MultipleNegativesRankingLoss(model, scale=job.scale),
+        loss=_loss(model, job),
         callbacks=[_StopAfter(steps)],
     )
+
+
+def _loss(model: SentenceTransformer, job: TrainJob) -> nn.Module:
+    if job.mini_batch is None:
+        return MultipleNegativesRankingLoss(model, scale=job.scale)
+    return CachedMultipleNegativesRankingLoss(model, scale=job.scale, mini_batch_size=job.mini_batch)
 
 
 def _dataset(rows: list[Row]) -> Dataset:

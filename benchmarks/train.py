@@ -22,6 +22,7 @@ from benchmarks.records import GemmRates, TrainMeasurement, Workload
 from benchmarks.sizes import ShapeName
 from benchmarks.summary import median_gemm, summarize_train, train_ratios
 from benchmarks.turns import Participants
+from embedtune.errors import ConfigError
 
 DEFAULT_STEPS = {"cpu": 8, "cuda": 30}
 DEFAULT_WARMUP = {"cpu": 1, "cuda": 5}
@@ -56,6 +57,10 @@ class TrainOptions:
     """The adapter's update is scaled by alpha / rank."""
     runners: tuple[TrainRunner, ...] = ()
     """Who takes turns, in this order; embedtune and each peer that can run on this machine if not given."""
+    mini_batch: int | None = None
+    """Peers embed so many texts at a time, by CachedMultipleNegativesRankingLoss, for batches that don't fit them
+    otherwise; all at once if not given. embedtune finds what fits, as always; embedtune-cached takes as many tokens
+    at a time as that many passages have."""
     device: DeviceName | None = None
     """Where to compute; CUDA where there is any if not given."""
     seed: int = 0
@@ -72,6 +77,13 @@ class TrainOptions:
             require_at_least(1, steps=self.steps)
         if self.warmup is not None:
             require_at_least(0, warmup=self.warmup)
+        if self.mini_batch is not None:
+            require_at_least(1, mini_batch=self.mini_batch)
+        elif "embedtune-cached" in self.runners:
+            raise ConfigError(
+                "--runners embedtune-cached: it is about texts that are embedded in parts, and --mini-batch is not "
+                "given.\nType:  --mini-batch 128"
+            )
 
 
 @dataclass
@@ -157,6 +169,7 @@ def _job(options: TrainOptions, device: DeviceName, folder: Path) -> tuple[Train
         scale=20.0,
         seed=options.seed,
         warmup=warmup,
+        mini_batch=options.mini_batch,
     )
     return job, steps
 

@@ -18,13 +18,16 @@ from benchmarks.agreement import Compared, compare
 from benchmarks.batches import build_batches, read_batches, write_batches
 from benchmarks.hardware import cpu_facts
 from benchmarks.inputs import base_model
-from benchmarks.jobs import EncodeJob, TrainJob
+from benchmarks.jobs import OURS, EncodeJob, Ours, TrainJob
 from benchmarks.records import Agreement, GemmRates, TrainMeasurement, Workload
 from benchmarks.sizes import SHAPES, SIZES
+from benchmarks.steps import run_steps
 from benchmarks.summary import summarize_train, train_ratios
 from benchmarks.workload import count_work, training_flops
 from embedtune.errors import DataError
 from embedtune.models.encoder import Encoder
+from embedtune.training.checkpoint import Progress
+from embedtune.training.contrastive import ContrastiveObjective
 
 BATCH, STEPS = 8, 3
 
@@ -134,6 +137,40 @@ def test_the_sides_agree_before_training_and_after(job: TrainJob, tmp_path: Path
     assert one.mean_loss == pytest.approx(other.mean_loss, rel=1e-4)
     # Linux counts resident memory in batches of pages, and some may be given back after it was read.
     assert all(m.peak_bytes > 0.9 * m.loaded_bytes > 0 for m in (one, other))
+
+
+@needs_no_warnings
+def test_who_caches_gradients_trains_the_same(job: TrainJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    sizes: list[int] = []
+
+    def noted(model: Any, *, scale: float, mini_batch_size: int) -> CachedMultipleNegativesRankingLoss:
+        sizes.append(mini_batch_size)
+        return CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=mini_batch_size)
+
+    monkeypatch.setattr(peer, "CachedMultipleNegativesRankingLoss", noted)
+    in_parts = replace(job, mini_batch=3)
+    first = ours.agree_train("embedtune-fp32", in_parts, tmp_path / "ours.npy")
+    second = peer.agree_train("st-fp32", in_parts, tmp_path / "peer.npy")
+    assert agreed(first, second).said.startswith("cosine at least 1.0000")
+    monkeypatch.setitem(OURS, "embedtune-cached", Ours(precision="fp32", cached=True))
+    budgets: list[int] = []
+
+    def watched(encoder: Encoder, objective: ContrastiveObjective, *rest: Any, **options: Any) -> Progress:
+        assert objective.micro_batch.tokens is not None
+        budgets.append(objective.micro_batch.tokens)
+        return run_steps(encoder, objective, *rest, **options)
+
+    monkeypatch.setattr(ours, "run_steps", watched)
+    cached, whole = (ours.time_train(runner, in_parts) for runner in ("embedtune-cached", "embedtune-fp32"))
+    assert cached.mean_loss == pytest.approx(whole.mean_loss, rel=1e-5)
+    assert first.tokens is not None
+    assert budgets[0] < first.tokens < budgets[1]
+    assert peer.time_train("st-fp32", in_parts).mean_loss == pytest.approx(
+        peer.time_train("st-fp32", job).mean_loss, rel=1e-5
+    )
+    assert sizes == [3, 3]
 
 
 @needs_no_warnings

@@ -179,7 +179,11 @@ def test_a_benchmark_of_two_that_can_run_and_one_that_cannot(
 def test_the_entry_lists_and_dispatches(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     assert "quality-time" in capsys.readouterr().out
-    for arguments, said in ((["trian"], "'trian' is none of train, "), (["train", "--steps", "0"], "--steps is 0")):
+    for arguments, said in (
+        (["trian"], "'trian' is none of train, "),
+        (["train", "--steps", "0"], "--steps is 0"),
+        (["train", "--runners", "embedtune-cached"], "Type:  --mini-batch 128"),
+    ):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == 2

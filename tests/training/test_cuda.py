@@ -109,6 +109,7 @@ def holds(encoder: Encoder, tokens: int, monkeypatch: pytest.MonkeyPatch) -> lis
     return tried
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("tokens", [None, 300])

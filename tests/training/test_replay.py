@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from embedtune.config import AdapterConfig, ModelConfig
+from embedtune.kernels.attention.tiles import Blocks, Table
 from embedtune.models.adapters import make_trainable
 from embedtune.models.encoder import Encoder
+from embedtune.models.fixed_batch import FixedBatch, fill_up
 from embedtune.models.layers import all_linears, read_layers
 from embedtune.models.load import load_encoder
 from embedtune.models.memory import release_spares
@@ -139,7 +142,29 @@ def test_micro_batches_are_replayed(
     assert replayed._captures > 0
 
 
+def test_micro_batches_of_one_size_share_a_graph(make_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that outgrew its room is recorded with room for both, so that the next turn records nothing."""
+
+    class Recorded:
+        def __init__(self, encoder: Encoder, layers: Any, inputs: FixedBatch, flat_N: Tensor, pool: Any) -> None:
+            self.inputs = inputs
+
+    tables = (Table({16: Blocks(16, 1)}, (32, Blocks(16, 1))),)
+    monkeypatch.setattr(replay, "_Graph", Recorded)
+    monkeypatch.setattr(replay, "_refusal", lambda encoder: None)
+    monkeypatch.setattr(replay, "attention_tables", lambda *_: tables)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    short, long = ([np.ones(length, dtype=np.int32)] * (4_096 // length) for length in (4, 256))
+    replayed = Replay(make_encoder())
+    for texts in [short, long] * 3:
+        found = replayed._find(texts)
+        assert found is not None
+        assert found[1].inputs.holds(fill_up(texts, tables, position_offset=0))
+    assert replayed._captures == 2
+
+
 @gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_replayed_batch_waits_for_nothing(
     make_encoder: MakeEncoder, batches: Callable[[Encoder], list[list[TokenIds]]]
 ) -> None:

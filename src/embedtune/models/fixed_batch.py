@@ -44,6 +44,14 @@ class Room(NamedTuple):
     tiles: tuple[int, ...]
     """Of each kind, table by table."""
 
+    def joined(self, other: Room) -> Room:
+        """Room for what either holds."""
+        return Room(
+            tokens=max(self.tokens, other.tokens),
+            texts=max(self.texts, other.texts),
+            tiles=tuple(map(max, self.tiles, other.tiles)),
+        )
+
 
 @dataclass(frozen=True)
 class Filled:

@@ -121,10 +121,14 @@ class Replay:
     ) -> _Graph | None:
         """A graph that holds this batch and those like it, in place of the one of that size that did not.
 
+        It holds what that one held too: micro-batches of one size come in turns, some of many short texts, some of few
+        long ones.
+
         Raises:
             RuntimeError: memory ran out.
         """
-        self._graphs.pop(filled.tokens, None)
+        outgrown = self._graphs.pop(filled.tokens, None)
+        room = room_for(filled) if outgrown is None else room_for(filled).joined(outgrown.inputs.room)
         if self._captures == MAX_CAPTURES:
             self._refuse(f"{MAX_CAPTURES} were made, and batches are still of other sizes")
             return None
@@ -132,7 +136,7 @@ class Replay:
             self._pool, self._flat_N = torch.cuda.graph_pool_handle(), torch.empty_like(flat_N).requires_grad_()
         with torch.no_grad():
             self._flat_N.copy_(flat_N)
-        inputs = FixedBatch(room_for(filled), filled, tables, self._encoder.device)
+        inputs = FixedBatch(room, filled, tables, self._encoder.device)
         try:
             graph = _Graph(self._encoder, layers, inputs, self._flat_N, self._pool)
         except RuntimeError as error:

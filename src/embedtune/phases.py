@@ -14,9 +14,10 @@ from embedtune.data.prepare import Splits
 from embedtune.data.split import write_pairs
 from embedtune.data.tokens import Texts
 from embedtune.errors import StorageError
+from embedtune.evaluation.run import evaluate_bm25
 from embedtune.export.mined_file import MinedFile
 from embedtune.export.run_folder import RunFolder
-from embedtune.measuring import DevSet, evaluate_bm25
+from embedtune.measuring import DevSet
 from embedtune.mining.mine import Mined
 from embedtune.mining.pool import training_pool
 from embedtune.mining.with_encoder import mine_negatives
@@ -25,7 +26,7 @@ from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 from embedtune.training.plan import Plan
-from embedtune.training.words import WordTeacher
+from embedtune.training.words import WordTeacher, terms_of
 
 LINKS = 16
 """Hard negatives of a pair by which it is put beside others."""
@@ -45,9 +46,10 @@ def word_teacher(splits: Splits, plan: Plan, dev: DevSet, *, weight: float | Non
     """
     if weight == 0 or dev.task is None or not any(phase.mines for phase in plan.phases):
         return None
-    reached = evaluate_bm25(dev.task, splits.collection).means[metric]
-    passage_ids = training_pool(splits).passage_ids
-    return WordTeacher(splits.collection, splits.train, passage_ids, weight=weight, dev=reached)
+    collection, passage_ids = splits.collection, training_pool(splits).passage_ids
+    terms = terms_of([collection.passages[passage] for passage in passage_ids.tolist()])
+    reached = evaluate_bm25(dev.task, collection, terms=terms).means[metric]
+    return WordTeacher(collection, splits.train, passage_ids, terms=terms, weight=weight, dev=reached)
 
 
 class MinedPhases:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from embedtune.retrieval import bm25
-from embedtune.retrieval.bm25 import WordIndex, bm25_search, tokenise
+from embedtune.retrieval.bm25 import WordIndex, bm25_search, split_finely, tokenise
 
 CORPUS = ["the cat sat on the mat", "a dog barked", "the cat and the dog", "", "stock price of the cat"]
 
@@ -140,3 +140,24 @@ def test_weights_and_counts_make_the_scores_of_a_search() -> None:
     torch.testing.assert_close(torch.from_numpy(scores.toarray()), wanted)
     wordless = WordIndex(["", "..."])
     assert (wordless.counts(["dog"]) @ wordless.weights().T).toarray().tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("", []),
+        ("Cat", ["cat", " cat", "cat "]),
+        ("the Cats", ["the", "cats", "the cats", " the", "the ", " cat", "cats", "ats "]),
+        ("日本語", ["日本", "本語", "日本 本語", " 日本 ", " 本語 "]),
+    ],
+)
+def test_split_finely_has_words_pairs_and_parts(text: str, terms: list[str]) -> None:
+    assert split_finely(text) == terms
+
+
+def test_a_word_in_another_form_is_found_by_its_parts() -> None:
+    corpus = ["how the barge is loaded", "how a parade is led", "when parcels are collected"]
+    assert bm25_search(["loading barges"], corpus, 3).scores_QK.abs().sum() == 0
+    found = bm25_search(["loading barges"], corpus, 1, terms=split_finely)
+    assert found.ids_QK.tolist() == [[0]]
+    assert found.scores_QK.item() > 0

@@ -18,7 +18,7 @@ from torch import Tensor
 from embedtune.data.collection import Collection, IdArray
 from embedtune.evaluation.metrics import DEPTH, FloatArray, rank_metrics
 from embedtune.evaluation.stats import Difference, paired_difference
-from embedtune.retrieval.bm25 import bm25_search
+from embedtune.retrieval.bm25 import Terms, bm25_search, tokenise
 from embedtune.retrieval.fusion import NO_PASSAGE, reciprocal_rank_fusion
 from embedtune.retrieval.topk import TopK, search
 
@@ -155,18 +155,23 @@ def evaluate_embeddings(
 
 
 def evaluate_bm25(
-    task: RetrievalTask, collection: Collection, *, on_progress: Callable[[int], None] | None = None
+    task: RetrievalTask,
+    collection: Collection,
+    *,
+    terms: Terms = tokenise,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Rank the corpus by BM25 for each query and score the rankings.
 
     Args:
         task: What to find.
         collection: Where the task's ids are from.
+        terms: What of each text is counted.
         on_progress: Called with the number of queries done after each block.
     """
     queries = [collection.queries[query] for query in task.query_ids.tolist()]
     corpus = [collection.passages[passage] for passage in task.passage_ids.tolist()]
-    found = bm25_search(queries, corpus, DEPTH, on_progress=on_progress)
+    found = bm25_search(queries, corpus, DEPTH, terms=terms, on_progress=on_progress)
     return _evaluation(task, *_of_collection(task, found), finds_by_word=True)
 
 

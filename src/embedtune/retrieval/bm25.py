@@ -9,9 +9,12 @@ Beyond ASCII three things are added, because without them the baseline would be 
 out, and Hindi words fall to pieces); overlapping pairs of characters in scripts written without spaces and in
 Korean, whose particles stick to the word, as in Lucene's CJKAnalyzer.
 
-Source: Kamphuis et al. 2020, "Which BM25 do you mean?" (the variants); Lù 2024, "BM25S" (the library).
+`split_finely` is for another purpose, to teach a model: terms that find more, and that no search engine has by default.
 
-Shapes: `Q` queries, `D` passages, `K` results per query, `V` words of the corpus.
+Source: Kamphuis et al. 2020, "Which BM25 do you mean?" (the variants); Lù 2024, "BM25S" (the library); McNamee and
+Mayfield 2004, "Character n-gram tokenization for European language text retrieval".
+
+Shapes: `Q` queries, `D` passages, `K` results per query, `V` terms of the corpus.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +36,12 @@ from scipy.sparse import csc_array, csr_array
 
 from embedtune.retrieval.topk import TopK, top_k
 
+Terms = Callable[[str], list[str]]
+"""What of a text is counted, in order."""
+
 _SCORES_PER_CHUNK = 2**22
+_PART_LENGTH = 4
+"""Characters of a part of a word; with 3 or 5 less is found."""
 
 _ASCII_WORD = re.compile(r"\w\w+")
 _PAIRED_SCRIPTS = re.compile(
@@ -47,8 +55,32 @@ _PAIRED_SCRIPTS = re.compile(
 )
 
 
+def tokenise(text: str) -> list[str]:
+    """The words of a text as BM25 counts them, in order."""
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    # Runs first: NFKC would glue the letters of a trade mark sign to the word before it.
+    runs = _word_pattern().findall(text)
+    return [word for run in runs for word in _split_paired(unicodedata.normalize("NFKC", run).lower())]
+
+
+def split_finely(text: str) -> list[str]:
+    """The words of a text, each two that follow each other, and the overlapping parts of each word with its ends.
+
+    So phrases count, and so do words in another form, whatever the language.
+    """
+    words = tokenise(text)
+    pairs = [f"{first} {second}" for first, second in pairwise(words)]
+    return [*words, *pairs, *(part for word in words for part in _parts(f" {word} "))]
+
+
 def bm25_search(
-    queries: Sequence[str], corpus: Sequence[str], k: int, *, on_progress: Callable[[int], None] | None = None
+    queries: Sequence[str],
+    corpus: Sequence[str],
+    k: int,
+    *,
+    terms: Terms = tokenise,
+    on_progress: Callable[[int], None] | None = None,
 ) -> TopK:
     """The `k` passages with the highest BM25 score for each query.
 
@@ -58,27 +90,28 @@ def bm25_search(
         queries: Q texts, possibly empty ones.
         corpus: D texts, possibly empty ones. A passage's id is its position.
         k: Passages wanted per query; `K` is the smaller of `k` and `D`.
+        terms: What of each text is counted.
         on_progress: Called with the number of queries done after each block of them.
 
     Raises:
         ValueError: `k` is below 1 or the corpus is empty.
     """
-    return WordIndex(corpus).search(queries, k, on_progress=on_progress)
+    return WordIndex(corpus, terms).search(queries, k, on_progress=on_progress)
 
 
 class WordIndex:
-    """A corpus, its words counted once, for more than one search."""
+    """A corpus, its words, or other terms, counted once, for more than one search."""
 
-    def __init__(self, corpus: Sequence[str]) -> None:
-        self._size = len(corpus)
+    def __init__(self, corpus: Sequence[str], terms: Terms = tokenise) -> None:
+        self._size, self._terms = len(corpus), terms
         self._vocabulary: dict[str, int] = {}
-        words = self._vocabulary
-        corpus_token_ids = [[words.setdefault(word, len(words)) for word in tokenise(text)] for text in corpus]
-        self._index = _build_index(corpus_token_ids, words) if words else None
+        known = self._vocabulary
+        corpus_token_ids = [[known.setdefault(term, len(known)) for term in terms(text)] for text in corpus]
+        self._index = _build_index(corpus_token_ids, known) if known else None
 
     def search(self, queries: Sequence[str], k: int, *, on_progress: Callable[[int], None] | None = None) -> TopK:
         """As `bm25_search`, in this corpus."""
-        query_token_ids = self._known_words(queries)
+        query_token_ids = self._known_terms(queries)
         rows = max(1, _SCORES_PER_CHUNK // max(1, self._size))
         chunks = []
         for start in range(0, max(1, len(queries)), rows):
@@ -92,7 +125,7 @@ class WordIndex:
         )
 
     def weights(self) -> csr_array:
-        """What each word adds to each passage's score, (D, V); a text's score is the sum over its words."""
+        """What each term adds to each passage's score, (D, V); a text's score is the sum over its terms."""
         shape = self._size, len(self._vocabulary)
         if self._index is None:
             return csr_array(shape, dtype=np.float32)
@@ -100,16 +133,16 @@ class WordIndex:
         return csr_array(csc_array((by_word["data"], by_word["indices"], by_word["indptr"]), shape=shape))
 
     def counts(self, queries: Sequence[str]) -> csr_array:
-        """How often each word of the corpus comes in each text, (Q, V)."""
-        ids = self._known_words(queries)
+        """How often each term of the corpus comes in each text, (Q, V)."""
+        ids = self._known_terms(queries)
         rows = np.repeat(np.arange(len(ids)), [len(words) for words in ids])
         columns = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=len(rows))
         ones = np.ones(len(rows), dtype=np.float32)
         return csr_array((ones, (rows, columns)), shape=(len(ids), len(self._vocabulary)))
 
-    def _known_words(self, texts: Sequence[str]) -> list[list[int]]:
-        words = self._vocabulary
-        return [[words[word] for word in tokenise(text) if word in words] for text in texts]
+    def _known_terms(self, texts: Sequence[str]) -> list[list[int]]:
+        known = self._vocabulary
+        return [[known[term] for term in self._terms(text) if term in known] for text in texts]
 
 
 def _import_bm25s() -> ModuleType:
@@ -145,13 +178,8 @@ def _scores(index: Any, query_token_ids: Sequence[list[int]], corpus_size: int) 
     return scores_QD
 
 
-def tokenise(text: str) -> list[str]:
-    """The words of a text as BM25 counts them, in order."""
-    if text.isascii():
-        return _ASCII_WORD.findall(text.lower())
-    # Runs first: NFKC would glue the letters of a trade mark sign to the word before it.
-    runs = _word_pattern().findall(text)
-    return [word for run in runs for word in _split_paired(unicodedata.normalize("NFKC", run).lower())]
+def _parts(word: str) -> list[str]:
+    return [word[i : i + _PART_LENGTH] for i in range(max(1, len(word) - _PART_LENGTH + 1))]
 
 
 def _split_paired(run: str) -> list[str]:

@@ -1,10 +1,13 @@
 """BM25's scores of the questions of a batch for its passages, for a model that is to learn from them.
 
-Shapes: `Q` rows of the batch, `P` its distinct passages, `D` passages of the training rows, `V` words of these.
+It counts pairs and parts of words too (`split_finely`), by which it finds more than by words alone, and teaches better.
+
+Shapes: `Q` rows of the batch, `P` its distinct passages, `D` passages of the training rows, `V` terms of these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embedtune.data.collection import Collection, IdArray, Pairs
-from embedtune.retrieval.bm25 import WordIndex
+from embedtune.retrieval.bm25 import Terms, WordIndex, split_finely, tokenise
 from embedtune.training.batch import ContrastiveBatch
 
 BM25_WEIGHT = 0.3
@@ -24,6 +27,13 @@ ENOUGH = 0.5
 AS_MUCH_MISSED = 2.0
 """Times what the model misses by then of a dev metric of 1, that BM25 may miss to be a teacher where that is left
 open."""
+FINELY = 40_000_000
+"""Characters of passages up to which pairs and parts of words are counted: to count them takes 45 bytes of each."""
+
+
+def terms_of(passages: Sequence[str]) -> Terms:
+    """What BM25 counts of them to teach."""
+    return split_finely if sum(map(len, passages)) <= FINELY else tokenise
 
 
 class WordTeacher:
@@ -35,22 +45,25 @@ class WordTeacher:
         train: Pairs,
         passage_ids: IdArray,
         *,
+        terms: Terms = split_finely,
         weight: float | None = None,
         dev: float | None = None,
     ) -> None:
-        """Count the words of the training rows once.
+        """Count the terms of the training rows once.
 
         Args:
             collection: the texts.
             train: the rows.
             passage_ids: every passage that can be in a batch, ascending.
+            terms: what is counted, from `terms_of`.
             weight: of what it teaches; left open if not given.
-            dev: what BM25 reaches on the dev set; needed where the weight is left open.
+            dev: what BM25 reaches with these terms on the dev set; needed where the weight is left open.
         """
         self._asked, self.weight = weight is not None, BM25_WEIGHT if weight is None else weight
         self._dev = dev
         self._passage_ids, self._query_ids = passage_ids, np.unique(train.query_ids)
-        index = WordIndex([collection.passages[passage] for passage in passage_ids.tolist()])
+        self._finely = terms is split_finely
+        index = WordIndex([collection.passages[passage] for passage in passage_ids.tolist()], terms)
         self._weights_DV = index.weights()
         self._counts_NV = index.counts([collection.queries[query] for query in self._query_ids.tolist()])
         asked = np.unique(np.linspace(0, len(train) - 1, ASKED).astype(np.int64))
@@ -70,7 +83,14 @@ class WordTeacher:
     def facts(self, best: float) -> dict[str, Any]:
         """For `results.json`, of a phase before which the model has reached so much on the dev set."""
         teaches = self.teaches(best)
-        return {"teaches": teaches, "weight": self.weight, "finds": self.found, "dev": self._dev, "model": best}
+        return {
+            "teaches": teaches,
+            "weight": self.weight,
+            "finely": self._finely,
+            "finds": self.found,
+            "dev": self._dev,
+            "model": best,
+        }
 
     def scores(self, batch: ContrastiveBatch) -> Tensor:
         """Of each row's question for each passage of the batch, fp32, (Q, P)."""

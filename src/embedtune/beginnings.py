@@ -14,6 +14,7 @@ from embedtune.evaluation.general import GeneralSet, general_sets
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import hub_revisions
 from embedtune.loading import check_loadable, load_base, other_model, other_models
+from embedtune.measuring import dev_texts
 from embedtune.mining.with_encoder import judge_beside
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
@@ -105,7 +106,13 @@ def begin(config: Config, folder: RunFolder, reporter: Reporter) -> Beginning[Co
         reporter.warn(changed)
     others, loss = _check_fit(config, encoder, splits)
     config = replace(config, loss=loss)
-    plan = run_plan(config, len(splits.train), width=encoder.width, graded=graded)
+    plan = run_plan(
+        config,
+        len(splits.train),
+        width=encoder.width,
+        graded=graded,
+        dev_texts=dev_texts(splits, config.training.dev_corpus),
+    )
     if any(phase.mines for phase in plan.phases) and (judge := judge_beside(encoder, config.mining)) is not None:
         config = replace(config, mining=replace(config.mining, judge=judge.pinned_name))
     config, data_commits = resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))

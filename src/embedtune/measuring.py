@@ -65,6 +65,14 @@ def dev_corpus(splits: Splits, size: int) -> tuple[IdArray, IdArray, int]:
     return dev, others, min(max(0, size - len(dev)), len(others))
 
 
+def dev_texts(splits: Splits, size: int) -> int:
+    """How many texts an encoder embeds to be measured on the dev split; size as of `dev_task`."""
+    if splits.collection.graded:
+        return 2 * len(splits.dev)
+    passages, _, others = dev_corpus(splits, size)
+    return len(np.unique(splits.dev.query_ids)) + len(passages) + others
+
+
 @dataclass(frozen=True)
 class DevSet:
     """The dev split as encoders are measured on it: by a search, or by the cosines of graded pairs."""

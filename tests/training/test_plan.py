@@ -105,6 +105,14 @@ def test_about_five_evaluations() -> None:
     assert plan(1000, max_steps=100, eval_steps=7).eval_steps == 7
 
 
+@pytest.mark.parametrize(("dev_texts", "evaluations"), [(100, 10), (2_000, 4), (2_800, 3), (100_000, 3)])
+def test_evaluations_are_as_many_as_the_training_is_worth(dev_texts: int, evaluations: int) -> None:
+    """7,000 pairs three times are 42,000 texts; at the least there is one evaluation an epoch."""
+    found = make_plan(TrainingConfig(), 7_000, mining=True, dev_texts=dev_texts)
+    assert -(-found.steps // found.eval_steps) == evaluations
+    assert make_plan(TrainingConfig(eval_steps=9), 7_000, mining=True, dev_texts=dev_texts).eval_steps == 9
+
+
 def test_the_learning_rate_is_what_the_method_and_the_start_want() -> None:
     def lr(method: str, init: str = "default", **settings: Any) -> float:
         return make_plan(TrainingConfig(**settings), 1000, method=method, init=init).lr

@@ -56,7 +56,7 @@ def mines(config: TrainConfig, *, graded: bool) -> bool:
     return not (adds_none or graded or distills)
 
 
-def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool) -> Plan:
+def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool, dev_texts: int | None = None) -> Plan:
     """What a run by this config does.
 
     Args:
@@ -64,6 +64,7 @@ def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool) -> Pl
         pairs: rows to train on.
         width: of the encoder's hidden states.
         graded: whether the data are graded pairs.
+        dev_texts: that an evaluation on the dev set embeds.
 
     Raises:
         ConfigError: as `make_plan` and `mines`; BM25 was to teach in epochs that there are not.
@@ -75,6 +76,7 @@ def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool) -> Pl
         init=config.adapter.init,
         width=width,
         mining=mines(config, graded=graded),
+        dev_texts=dev_texts,
     )
     if config.loss.bm25_weight and not plan.mined_epochs:
         raise ConfigError(

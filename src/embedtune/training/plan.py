@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,7 +15,12 @@ DEFAULT_BATCH_SIZE = 128
 MIN_STEPS_PER_EPOCH = 16
 """With few pairs the default batch is made smaller, so that an epoch still has this many steps."""
 SMALLEST_DEFAULT_BATCH = 16
-EVALUATIONS_PER_RUN = 5
+MIN_EVALUATIONS, MAX_EVALUATIONS = 3, 10
+"""Of a run. By the default recipe three are one an epoch."""
+TRAINED_PER_EVALUATED = 5
+"""Texts that training embeds by those of an evaluation, which then takes less than a tenth of the time."""
+USUAL_EVALUATIONS = 5
+"""Where it is not known what one takes."""
 DEFAULT_LR = {"lora": 2e-3, "qlora": 2e-3, "full": 1e-4}
 """Peak learning rate by method: adapters on small encoders want ten to twenty times what the weights themselves do."""
 PISSA_LR = 5e-4
@@ -111,6 +117,7 @@ def make_plan(
     init: str = "default",
     width: int = WIDTH_OF_DEFAULTS,
     mining: bool = False,
+    dev_texts: int | None = None,
 ) -> Plan:
     """Derive what `config` leaves open.
 
@@ -121,6 +128,7 @@ def make_plan(
         init: how the adapter starts, likewise.
         width: of the encoder's hidden states.
         mining: whether there can be phases with mined negatives.
+        dev_texts: that an evaluation on the dev set embeds.
 
     Raises:
         ConfigError: a batch was asked for that the rows don't fill.
@@ -156,11 +164,18 @@ def make_plan(
     )
     return Plan(
         phases=phases,
-        eval_steps=config.eval_steps or math.ceil(sum(lengths) / EVALUATIONS_PER_RUN),
+        eval_steps=config.eval_steps or math.ceil(sum(lengths) / _evaluations(phases, config, dev_texts)),
         epochs=epochs,
         mined_epochs=mined,
         trainings=config.trainings or recipe.trainings,
     )
+
+
+def _evaluations(phases: Sequence[Phase], config: TrainingConfig, dev_texts: int | None) -> int:
+    if dev_texts is None:
+        return USUAL_EVALUATIONS
+    trained = 2 * config.accumulate * sum(phase.steps * phase.batch_size for phase in phases)
+    return min(max(MIN_EVALUATIONS, trained // (TRAINED_PER_EVALUATED * dev_texts)), MAX_EVALUATIONS)
 
 
 def default_lr(method: str, init: str, width: int = WIDTH_OF_DEFAULTS) -> float:

@@ -65,9 +65,9 @@ def test_what_it_finds_is_a_share_of_the_answers() -> None:
     assert words.found == 4 / 5
 
 
-def test_it_teaches_a_model_that_misses_at_least_half_of_what_it_misses_itself() -> None:
+def test_it_teaches_a_model_that_is_not_far_ahead_of_it() -> None:
     words, *_ = teacher(dev=0.7)
-    assert [words.teaches(best) for best in (0.2, 0.7, 0.85, 0.86, 1.0)] == [True, True, True, False, False]
+    assert [words.teaches(best) for best in (0.2, 0.7, 0.82, 0.83, 1.0)] == [True, True, True, False, False]
     told = {"weight": 0.3, "finely": True, "finds": 0.8, "dev": 0.7, "model": 0.86}
     assert words.facts(0.86) == {"teaches": False, **told}
 

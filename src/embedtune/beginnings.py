@@ -14,7 +14,6 @@ from embedtune.evaluation.general import GeneralSet, general_sets
 from embedtune.export.run_folder import RunFolder, RunLock, write_json, write_text
 from embedtune.facts import hub_revisions
 from embedtune.loading import check_loadable, load_base, other_model, other_models
-from embedtune.measuring import dev_texts
 from embedtune.mining.with_encoder import judge_beside
 from embedtune.models.adapters import check_trainable
 from embedtune.models.encoder import Encoder
@@ -23,7 +22,8 @@ from embedtune.progress import Reporter
 from embedtune.report.results import environment
 from embedtune.resolving import resolve
 from embedtune.resuming import Identity, same_settings
-from embedtune.training.kinds import run_plan, settings_for
+from embedtune.trainer import plan_run
+from embedtune.training.kinds import settings_for
 from embedtune.training.objective import check_loss, check_loss_models
 from embedtune.training.optim import check_8bit
 from embedtune.training.plan import Plan, make_plan
@@ -106,13 +106,7 @@ def begin(config: Config, folder: RunFolder, reporter: Reporter) -> Beginning[Co
         reporter.warn(changed)
     others, loss = _check_fit(config, encoder, splits)
     config = replace(config, loss=loss)
-    plan = run_plan(
-        config,
-        len(splits.train),
-        width=encoder.width,
-        graded=graded,
-        dev_texts=dev_texts(splits, config.training.dev_corpus),
-    )
+    plan = plan_run(config, splits, encoder)
     if any(phase.mines for phase in plan.phases) and (judge := judge_beside(encoder, config.mining)) is not None:
         config = replace(config, mining=replace(config.mining, judge=judge.pinned_name))
     config, data_commits = resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))

@@ -20,13 +20,12 @@ from embedtune.export.run_folder import RunFolder
 from embedtune.models.adapters import trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.soup import has_mean, take_mean
-from embedtune.phases import MinedPhases
+from embedtune.phases import MinedPhases, Words
 from embedtune.progress import Reporter
 from embedtune.training.checkpoint import Checkpoints, Progress, set_weights, trainable_tensors
 from embedtune.training.loop import Trainer
 from embedtune.training.reached import Reached
 from embedtune.training.signals import StopRequest
-from embedtune.training.words import WordTeacher
 
 
 def train_members(
@@ -37,7 +36,7 @@ def train_members(
     mining: MiningConfig,
     folder: RunFolder,
     *,
-    words: WordTeacher | None = None,
+    words: Words = lambda: None,
     resume: bool,
     stop: StopRequest,
     reporter: Reporter,

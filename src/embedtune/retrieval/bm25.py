@@ -71,7 +71,7 @@ def split_finely(text: str) -> list[str]:
     """
     words = tokenise(text)
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
-    return [*words, *pairs, *(part for word in words for part in _parts(f" {word} "))]
+    return [*words, *pairs, *chain.from_iterable(map(_parts, words))]
 
 
 def bm25_search(
@@ -178,8 +178,11 @@ def _scores(index: Any, query_token_ids: Sequence[list[int]], corpus_size: int) 
     return scores_QD
 
 
-def _parts(word: str) -> list[str]:
-    return [word[i : i + _PART_LENGTH] for i in range(max(1, len(word) - _PART_LENGTH + 1))]
+@functools.lru_cache(maxsize=2**16)
+def _parts(word: str) -> tuple[str, ...]:
+    """A space at each end tells a part that a word begins or ends with from one in its middle."""
+    whole = f" {word} "
+    return tuple(whole[i : i + _PART_LENGTH] for i in range(max(1, len(whole) - _PART_LENGTH + 1)))
 
 
 def _split_paired(run: str) -> list[str]:

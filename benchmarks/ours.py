@@ -169,12 +169,11 @@ def _adapted(runner: str, job: TrainJob) -> Encoder:
 
 
 def _fit_memory(objective: ContrastiveObjective, runner: str, job: TrainJob) -> None:
-    """As `trainer.build_trainer` does: no more goes through the encoder at a time than memory allows."""
-    pairs, texts = objective.pairs, (objective.query_tokens, objective.passage_tokens)
+    """As `trainer.build_trainer` does: no more goes through the encoder at a time than fits, or is asked for."""
     if OURS[runner].cached and job.mini_batch is not None:
         objective.micro_batch.tokens = round(job.mini_batch * objective.passage_tokens.lengths_N.mean())
         return
-    size = job.batch_size
+    pairs, texts, size = objective.pairs, (objective.query_tokens, objective.passage_tokens), job.batch_size
     batches = (np.arange(row, min(row + size, len(pairs))) for row in range(0, len(pairs), size))
     largest = max(batch_tokens(pairs, rows, *texts) for rows in batches)
     objective.micro_batch.tokens = choose_micro_batch(objective.encoder, pairs, *texts, largest=largest)

@@ -22,7 +22,7 @@ from embedtune.progress import Reporter
 from embedtune.report.results import environment
 from embedtune.resolving import resolve
 from embedtune.resuming import Identity, same_settings
-from embedtune.trainer import plan_run
+from embedtune.trainer import run_plan
 from embedtune.training.kinds import settings_for
 from embedtune.training.objective import check_loss, check_loss_models
 from embedtune.training.optim import check_8bit
@@ -106,7 +106,7 @@ def begin(config: Config, folder: RunFolder, reporter: Reporter) -> Beginning[Co
         reporter.warn(changed)
     others, loss = _check_fit(config, encoder, splits)
     config = replace(config, loss=loss)
-    plan = plan_run(config, splits, encoder)
+    plan = run_plan(config, splits, encoder)
     if any(phase.mines for phase in plan.phases) and (judge := judge_beside(encoder, config.mining)) is not None:
         config = replace(config, mining=replace(config.mining, judge=judge.pinned_name))
     config, data_commits = resolve(config, plan, encoder, others=tuple(map(pinned_name, others.values())))

@@ -28,25 +28,21 @@ from embedtune.progress import Reporter, SilentReporter
 from embedtune.training.batching import StepBatches
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.loop import Trainer
-from embedtune.training.plan import Plan
 from embedtune.training.words import WordTeacher, terms_of
 
 LINKS = 16
 """Hard negatives of a pair by which it is put beside others."""
 SHOWN = 2
 """Of these, how many the file of mined negatives shows."""
-
-
 Words = Callable[[], WordTeacher | None]
 """Makes the teacher, if there is to be one, when a phase first asks for it, and once."""
 
 
-def word_teacher(splits: Splits, plan: Plan, dev: DevSet, *, weight: float | None, metric: str) -> Words:
-    """BM25, if it may teach in a phase of the plan.
+def word_teacher(splits: Splits, dev: DevSet, *, weight: float | None, metric: str) -> Words:
+    """BM25, if it may teach.
 
     Args:
         splits: from `prepare`.
-        plan: of the training.
         dev: from `dev_set`.
         weight: of what it teaches; if that is left open, it has to know enough (`WordTeacher.teaches`).
         metric: of the dev set.
@@ -54,7 +50,7 @@ def word_teacher(splits: Splits, plan: Plan, dev: DevSet, *, weight: float | Non
 
     @cache
     def made() -> WordTeacher | None:
-        if weight == 0 or dev.task is None or not any(phase.mines for phase in plan.phases):
+        if weight == 0 or dev.task is None:
             return None
         collection, passage_ids = splits.collection, training_pool(splits).passage_ids
         terms = terms_of([collection.passages[passage] for passage in passage_ids.tolist()])

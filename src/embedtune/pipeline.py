@@ -82,7 +82,7 @@ def _train(
     )  # fmt: skip
     assert trainer.micro_batch is not None
     config = replace(config, training=replace(config.training, micro_batch_tokens=trainer.micro_batch.tokens))
-    words = word_teacher(splits, begun.plan, dev, weight=config.loss.bm25_weight, metric=trainer.config.metric)
+    words = word_teacher(splits, dev, weight=config.loss.bm25_weight, metric=trainer.config.metric)
     claim(begun, config, folder, lock, resume=resume)  # nothing is written before
     reached, mined = train_members(
         trainer, encoder, splits, texts, config.mining, folder,

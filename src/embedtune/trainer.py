@@ -11,6 +11,7 @@ from embedtune.config import LossConfig, TrainConfig, TrainingConfig
 from embedtune.data.batches import epoch_batches
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts
+from embedtune.errors import ConfigError
 from embedtune.loading import other_model
 from embedtune.losses.build import build_loss
 from embedtune.losses.scale import LearnedScale
@@ -25,7 +26,7 @@ from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.graded import GradedObjective
-from embedtune.training.kinds import run_plan, settings_for
+from embedtune.training.kinds import mines, settings_for
 from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.objective import WithScale, check_loss
@@ -61,19 +62,27 @@ def make_ready(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> dic
     return facts
 
 
-def plan_run(config: TrainConfig, splits: Splits, encoder: Encoder) -> Plan:
+def run_plan(config: TrainConfig, splits: Splits, encoder: Encoder) -> Plan:
     """What a run by this config does with these splits and this base.
 
     Raises:
-        ConfigError: as `run_plan`.
+        ConfigError: as `make_plan` and `mines`; BM25 was to teach in epochs that there are not.
     """
-    return run_plan(
-        config,
+    plan = make_plan(
+        config.training,
         len(splits.train),
+        method=config.adapter.method,
+        init=config.adapter.init,
         width=encoder.width,
-        graded=splits.collection.graded,
+        mining=mines(config, graded=splits.collection.graded),
         dev_texts=dev_texts(splits, config.training.dev_corpus),
     )
+    if config.loss.bm25_weight and not plan.mined_epochs:
+        raise ConfigError(
+            f"--bm25-weight {config.loss.bm25_weight:g}: BM25 teaches in the epochs with mined negatives, and this run "
+            "has none.\nType:  --mined-epochs 2, or leave --bm25-weight out."
+        )
+    return plan
 
 
 def build_trainer(

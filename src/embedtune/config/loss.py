@@ -57,8 +57,8 @@ class LossConfig:
     """What teacher's and model's scores are divided by in kl; more than 1 makes both distributions flatter."""
     bm25_weight: float | None = None
     """Weight of a loss that brings the model's scores of the batch near BM25's, in the epochs with mined negatives; 0
-    for none. If not given 0.3, and 0 where BM25 finds less than half of the training answers, or misses more than twice
-    what the model by then misses of a dev metric of 1."""
+    for none. If not given 0.3, and 0 where BM25 finds less than half of the training answers, or misses more than 1.7
+    times what the model by then misses of a dev metric of 1."""
     guide: str | None = None
     """Leave out negatives that look like answers: hub id or folder of an encoder that tells, or `self` for the one in
     training."""

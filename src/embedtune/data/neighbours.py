@@ -12,6 +12,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -55,19 +56,19 @@ def share_together(batches: Sequence[IdArray], pairs: Pairs, links: Links, *, ne
 
 
 class _ByPassage:
-    """Values by the passage that each belongs to, in arrays: there may be millions."""
+    """Values, or rows of values, by the passage that each belongs to, in arrays: there may be millions."""
 
     def __init__(self, passages: IdArray, values: IdArray) -> None:
         order = np.argsort(passages, kind="stable")
         self._values = values[order]
         self._ends = np.cumsum(np.bincount(passages)) if len(passages) else passages
 
-    def __getitem__(self, passage: int) -> list[int]:
+    def __getitem__(self, passage: int) -> list[Any]:
         """The values of that passage in their order; none of one that has none."""
         if passage >= len(self._ends):
             return []
         first = self._ends[passage - 1] if passage else 0
-        values: list[int] = self._values[first : self._ends[passage]].tolist()
+        values: list[Any] = self._values[first : self._ends[passage]].tolist()
         return values
 
 
@@ -81,10 +82,8 @@ class _Growing:
         self._rows_of = _ByPassage(pairs.passage_ids, rows)
         counts = [len(passages) for passages in links]
         linked = np.fromiter(chain.from_iterable(links), dtype=np.int64, count=sum(counts))
-        self._linking = _ByPassage(linked, np.repeat(rows, counts))
-        self._ranks = _ByPassage(
-            linked, np.fromiter(chain.from_iterable(map(range, counts)), np.int64, len(linked)) + 1
-        )
+        ranks = np.fromiter(chain.from_iterable(map(range, counts)), np.int64, len(linked)) + 1
+        self._linking = _ByPassage(linked, np.column_stack([np.repeat(rows, counts), ranks]))
 
     def batch(self, size: int, drawn: list[int]) -> IdArray:
         """Take `size` free rows.
@@ -121,10 +120,7 @@ class _Growing:
             for rank, passage in enumerate(self._links[row], start=1)
             for other in self._rows_of[passage]
         ]
-        passage = self._passages[row]
-        return ahead + [
-            (other, 1 / rank) for other, rank in zip(self._linking[passage], self._ranks[passage], strict=True)
-        ]
+        return ahead + [(other, 1 / rank) for other, rank in self._linking[self._passages[row]]]
 
     def _strongest(
         self, strongest: list[tuple[float, int]], strength: dict[int, float], queries: set[int], passages: set[int]

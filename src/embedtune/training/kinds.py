@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from embedtune.config import GRADED_METRIC, LossConfig, TrainConfig, TrainingConfig
 from embedtune.errors import ConfigError
-from embedtune.training.plan import Plan, make_plan
 
 
 def settings_for(config: TrainingConfig, loss: LossConfig, *, graded: bool) -> tuple[TrainingConfig, LossConfig]:
@@ -54,36 +53,6 @@ def mines(config: TrainConfig, *, graded: bool) -> bool:
         )
     adds_none = config.training.mined_in == "shuffled" and config.mining.added == 0
     return not (adds_none or graded or distills)
-
-
-def run_plan(config: TrainConfig, pairs: int, *, width: int, graded: bool, dev_texts: int | None = None) -> Plan:
-    """What a run by this config does.
-
-    Args:
-        config: of the run.
-        pairs: rows to train on.
-        width: of the encoder's hidden states.
-        graded: whether the data are graded pairs.
-        dev_texts: that an evaluation on the dev set embeds.
-
-    Raises:
-        ConfigError: as `make_plan` and `mines`; BM25 was to teach in epochs that there are not.
-    """
-    plan = make_plan(
-        config.training,
-        pairs,
-        method=config.adapter.method,
-        init=config.adapter.init,
-        width=width,
-        mining=mines(config, graded=graded),
-        dev_texts=dev_texts,
-    )
-    if config.loss.bm25_weight and not plan.mined_epochs:
-        raise ConfigError(
-            f"--bm25-weight {config.loss.bm25_weight:g}: BM25 teaches in the epochs with mined negatives, and this run "
-            "has none.\nType:  --mined-epochs 2, or leave --bm25-weight out."
-        )
-    return plan
 
 
 def _refuse(condition: bool, option: str, reason: str, alternative: str) -> None:

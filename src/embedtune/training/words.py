@@ -82,9 +82,8 @@ class WordTeacher:
 
     def facts(self, best: float) -> dict[str, Any]:
         """For `results.json`, of a phase before which the model has reached so much on the dev set."""
-        teaches = self.teaches(best)
         return {
-            "teaches": teaches,
+            "teaches": self.teaches(best),
             "weight": self.weight,
             "finely": self._finely,
             "finds": self.found,

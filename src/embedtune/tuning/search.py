@@ -81,7 +81,7 @@ def _prepare(config: TuneConfig, folder: SearchFolder, lock: RunLock, stop: Stop
     if advice.keep is not None:
         advice.keep()
     dev = dev_set(splits, texts, config.training, seed=config.output.seed)
-    words = word_teacher(splits, begun.plan, dev, weight=config.loss.bm25_weight, metric=config.training.metric)
+    words = word_teacher(splits, dev, weight=config.loss.bm25_weight, metric=config.training.metric)
     material = Material(splits, texts, dev, advice._replace(keep=None), words)
     return Trials(config, folder, material, dials, study, stop, reporter)
 

@@ -15,7 +15,7 @@ from embedtune.loading import load_base
 from embedtune.measuring import DevSet
 from embedtune.phases import MinedPhases, Words
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.trainer import build_trainer, make_ready, plan_run
+from embedtune.trainer import build_trainer, make_ready, run_plan
 from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
 from embedtune.training.signals import StopRequest
@@ -72,7 +72,7 @@ def train_once(
         config.training,
         out=folder,
         loss=config.loss,
-        plan=plan_run(config, splits, encoder),
+        plan=run_plan(config, splits, encoder),
         advice=material.advice,
         dev=material.dev,
         seed=config.output.seed,

@@ -22,7 +22,7 @@ from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints, Progress
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.plan import make_plan
 
 
@@ -98,9 +98,9 @@ def run_steps(
     steps = len(pairs) // (config.batch_size or len(pairs))
     config = replace(config, max_steps=steps, eval_steps=config.eval_steps or steps)
 
-    def evaluate_between_steps() -> Mapping[str, float]:
+    def evaluate_between_steps() -> Measured:
         clock.end()
-        return evaluate() if evaluate else {config.metric: 0.0}
+        return Measured(evaluate() if evaluate else {config.metric: 0.0})
 
     with TemporaryDirectory() as folder:
         trainer = Trainer(

@@ -133,7 +133,7 @@ def test_what_is_not_given_keeps_its_default() -> None:
         ("[training]\nbatch_size = true", r"batch_size: got True, expected int"),
         ("[output]\nout = 3", r"\[output\] out: got 3, expected Path"),
         ("[data]\nnegative_columns = 'n'", r"negative_columns: got 'n', expected"),
-        ("[training]\nschedule = 'cosin'", r"--schedule is cosin, expected one of cosine, linear, constant"),
+        ("[training]\nschedule = 'cosin'", r"--schedule is cosin, expected one of auto, cosine, linear, constant"),
         ("[model]\nprecision = 'fp8'", r"--precision is fp8, expected one of auto, fp32, bf16, fp16"),
         ("[model]\ndevice = 'gpu'", r"--device is gpu, expected one of auto, cpu, cuda"),
         ("[model]\nmemory = 'high'", r"--memory is high, expected one of auto, low"),

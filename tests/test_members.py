@@ -32,7 +32,7 @@ from embedtune.errors import ConfigError, TrainingInterrupted
 from embedtune.models.cross_encoder import score_pairs
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.signals import StopRequest
 from tests.interrupts import StopsAfter
 
@@ -110,10 +110,10 @@ def worse(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     """No step of these trainings, counted from 1, is better on dev than the start."""
     measure = Trainer._measure
 
-    def measuring(self: Trainer, state: Any) -> dict[str, float]:
+    def measuring(self: Trainer, state: Any) -> Measured:
         found, place = measure(self, state), self.log_folder.name
         number = int(place.removeprefix("training-")) if place.startswith("training-") else 1
-        return dict.fromkeys(found, -1.0) if number in numbers and state.progress.step else found
+        return Measured(dict.fromkeys(found.metrics, -1.0)) if number in numbers and state.progress.step else found
 
     monkeypatch.setattr(Trainer, "_measure", measuring)
 
@@ -184,12 +184,12 @@ def test_the_results_count_the_trainings_as_one_and_tell_of_each(whole: Run) -> 
     config, results = whole
     seen = results["train"]
     assert (seen["steps"], len(seen["loss"]), len(results["mining"])) == (18, 18, 3)
-    assert [entry["step"] for entry in seen["dev"]] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert [entry["step"] for entry in seen["dev"]] == [0, 2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18]
     metric = {entry["step"]: entry["ndcg@10"] for entry in seen["dev"]}
     for first, member in zip((0, 6, 12), seen["members"], strict=True):
         assert member["steps"] == 6
         assert member["best_metric"] == metric[first + member["best_step"]]
-    assert metric[seen["best_step"]] == max(metric.values())
+    assert metric[seen["best_step"]] == max(member["best_metric"] for member in seen["members"])
     assert seen["trainable_parameters"] < seen["total_parameters"] / 3, "that each trains, not the saved adapter's"
     written = load_toml(config.output.out / "config.toml")
     assert (written.training.trainings, written.training.recipe) == (3, "thorough")

@@ -181,12 +181,12 @@ def test_bm25_is_not_asked_where_it_is_to_teach_nothing(neighbours: TrainConfig)
 
 
 @pytest.mark.parametrize("step", [3, 6, 9, 12])
-@pytest.mark.parametrize("batches", ["shuffled", "neighbours"])
+@pytest.mark.parametrize(("batches", "averaging"), [("shuffled", "none"), ("neighbours", "swa")])
 def test_a_run_stopped_at_any_point_goes_on_to_the_same_weights(
-    config: TrainConfig, batches: Any, step: int, tmp_path: Path
+    config: TrainConfig, batches: Any, averaging: Any, step: int, tmp_path: Path
 ) -> None:
     """In each phase, at the end of each, and between the last step and its evaluation."""
-    config = replace(config, training=replace(config.training, mined_batches=batches))
+    config = replace(config, training=replace(config.training, mined_batches=batches, averaging=averaging))
     whole = train(config)
     stopped = replace(config, output=OutputConfig(out=tmp_path / "stopped"))
     with pytest.raises(TrainingInterrupted):

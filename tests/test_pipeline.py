@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
-from embedtune import saving
+from embedtune import measuring, saving
 from embedtune.config import (
     METRICS,
     AdapterConfig,
@@ -31,6 +31,7 @@ from embedtune.config import (
 from embedtune.config_file import load_toml
 from embedtune.errors import OutputError, TrainingInterrupted
 from embedtune.evaluation.blending import Gain
+from embedtune.evaluation.run import Evaluation
 from embedtune.inference import evaluate_models
 from embedtune.models.load import load_encoder
 from embedtune.pipeline import train
@@ -97,6 +98,45 @@ def test_leaves_the_folder_of_the_contract(config: TrainConfig) -> None:
     assert list((out / "tensorboard").glob("events.*"))
     assert "<html" in (out / "report.html").read_text()
     assert len(list((out / "checkpoints").iterdir())) in (2, 3)
+
+
+def test_what_the_base_reaches_on_dev_is_measured_once(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the embeddings of the test; step 0 and the curve's first point are the same model."""
+    measured, evaluate = list[int](), measuring.evaluate
+
+    def counted(*args: Any, **kwargs: Any) -> Evaluation:
+        measured.append(1)
+        return evaluate(*args, **kwargs)
+
+    config = replace(config, training=replace(config.training, lr=0.01, max_steps=40, eval_steps=10))
+    monkeypatch.setattr(measuring, "evaluate", counted)
+    once = train(config)
+    evaluations, points = len(once["train"]["dev"]), len(once["blend"]["points"])
+    assert len(measured) == evaluations + points - 2
+    assert once["train"]["dev"][0]["ndcg@10"] == once["blend"]["points"][0]["dev"]
+
+    monkeypatch.setattr(AdapterConfig, "starts_as_base", property(lambda self: False))
+    again = train(replace(config, output=OutputConfig(out=config.output.out.with_name("again"))))
+    assert len(measured) == 2 * (evaluations + points) - 2
+    for results in (once, again):
+        results["curve"] = [entry["ndcg@10"] for entry in results["train"]["dev"]]
+        results["curve"] += [point["dev"] for point in results["blend"]["points"]]
+    assert once["curve"] == pytest.approx(again["curve"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "starts"),
+    [
+        ({}, True),
+        ({"method": "full"}, True),
+        ({"init": "gaussian"}, True),
+        ({"init": "pissa"}, False),
+        ({"method": "qlora"}, False),
+        ({"start_adapter": "somewhere"}, False),
+    ],
+)
+def test_which_trainings_begin_with_what_the_base_embeds(settings: dict[str, Any], starts: bool) -> None:
+    assert AdapterConfig(**settings).starts_as_base is starts
 
 
 def test_the_model_is_the_base_plus_the_adapter(config: TrainConfig, sentences: list[str]) -> None:

@@ -224,7 +224,7 @@ def not_carried_over(config: TrainConfig) -> list[str]:
         loss = dataclasses.replace(loss, loss="auto")
     if not training.mined_epochs:  # then nothing was mined, whatever the settings of it
         training = dataclasses.replace(
-            training, mined_epochs=None, mined_lr=None, mined_batch_size=None, mined_batches="auto"
+            training, mined_epochs=None, mined_lr=None, mined_batch_size=None, mined_batches="auto", averaging="auto"
         )
         mining = type(mining)()
     if training.trainings == 1:  # as the peer does
@@ -258,7 +258,7 @@ def _arguments(
         learning_rate=plan.lr,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
+        lr_scheduler_type="constant_with_warmup" if plan.schedule == "constant" else plan.schedule,
         warmup_steps=plan.warmup_steps,
         bf16=config.model.precision == "bf16",
         fp16=config.model.precision == "fp16",

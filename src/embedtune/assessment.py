@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from embedtune.data.collection import Collection
 from embedtune.data.tokens import Texts
 from embedtune.evaluation.analysis import analyse
@@ -17,12 +19,12 @@ from embedtune.evaluation.forgetting import SetScores, forgetting_facts, measure
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.neighbours import Neighbours, nearest_passages, neighbour_facts
 from embedtune.evaluation.questions import question_scores
-from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles, compare, evaluate_hybrid
+from embedtune.evaluation.run import Evaluation, RetrievalTask, Roles, compare, evaluate_embeddings, evaluate_hybrid
 from embedtune.evaluation.similarity import Similarity
 from embedtune.evaluation.sizes import quality_by_size, variants
 from embedtune.evaluation.stats import Difference
 from embedtune.evaluation.suspects import Suspect
-from embedtune.measuring import embed, search
+from embedtune.measuring import Embedded, embed, search
 from embedtune.models.encoder import Encoder
 from embedtune.progress import Reporter
 from embedtune.report.results import comparisons
@@ -41,6 +43,8 @@ class Examination(Generic[Found]):
     """Of some passages; None if there is one passage only."""
     sizes: list[dict[str, Any]]
     """Quality of shorter and coarser vectors, as in `results.json`; empty if not asked for."""
+    dev: Evaluation | None = None
+    """What it reached on the dev set; None if that was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,7 @@ def examine(
     label: str,
     seed: int,
     sizes: bool = False,
+    dev: RetrievalTask | None = None,
 ) -> Examination[Evaluation]:
     """Measure a model on the test set and on general sets, with embeddings made once.
 
@@ -80,6 +85,7 @@ def examine(
         label: what the model is called there.
         seed: of the sample of passages whose neighbours are looked up.
         sizes: whether to try smaller vectors too.
+        dev: a further task, whose corpus is within the test's and is not embedded again.
     """
     embedded = embed(encoder, task, texts, reporter, label=label)
     evaluation = search(task, embedded, reporter, label=label)
@@ -91,7 +97,22 @@ def examine(
         with reporter.counting(f"{label}: smaller vectors", len(tried)) as advance:
             smaller = quality_by_size(task, *embedded, on_done=advance)
     neighbours = nearest_passages(embedded.corpus_DE, seed=seed) if len(embedded.corpus_DE) > 1 else None
-    return Examination(evaluation=evaluation, general=general, neighbours=neighbours, sizes=smaller)
+    return Examination(
+        evaluation=evaluation,
+        general=general,
+        neighbours=neighbours,
+        sizes=smaller,
+        dev=None if dev is None else _evaluate_within(dev, encoder, task, texts, embedded),
+    )
+
+
+def _evaluate_within(
+    dev: RetrievalTask, encoder: Encoder, task: RetrievalTask, texts: Texts, embedded: Embedded
+) -> Evaluation:
+    """The evaluation on a task whose passages are among another's, which are embedded."""
+    places_D = np.argsort(task.passage_ids)[np.searchsorted(np.sort(task.passage_ids), dev.passage_ids)]
+    queries_QE = encoder.embed_all(texts.queries, dev.query_ids)
+    return evaluate_embeddings(dev, queries_QE, embedded.corpus_DE[places_D])
 
 
 def assess(

@@ -45,6 +45,7 @@ class Exam(Protocol[Found]):
         *,
         label: str,
         sizes: bool = False,
+        dev: RetrievalTask | None = None,
     ) -> Examination[Found]:
         """The metrics, and what a model reaches beside; arguments are those of `assessment.examine`."""
         ...
@@ -95,8 +96,9 @@ class RetrievalExam:
         *,
         label: str,
         sizes: bool = False,
+        dev: RetrievalTask | None = None,
     ) -> Examination[Evaluation]:
-        return examine(encoder, self.task, texts, sets, reporter, label=label, seed=self.seed, sizes=sizes)
+        return examine(encoder, self.task, texts, sets, reporter, label=label, seed=self.seed, sizes=sizes, dev=dev)
 
     def assess(self, models: Mapping[str, Examination[Evaluation]], further: Mapping[str, Evaluation]) -> Assessment:
         row_ids = first_row_ids(self.pairs)
@@ -132,6 +134,7 @@ class GradedExam:
         *,
         label: str,
         sizes: bool = False,
+        dev: RetrievalTask | None = None,
     ) -> Examination[Similarity]:
         found = self.evaluate(encoder, texts, reporter, label=label)
         with reporter.counting(f"{label}: general sets", texts_in(sets)) as advance:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -13,6 +13,8 @@ from embedtune.config import ModelConfig, TrainingConfig
 from embedtune.data.collection import Collection, IdArray
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts
+from embedtune.evaluation.metrics import FloatArray
+from embedtune.evaluation.noise import difference_interval
 from embedtune.evaluation.run import Evaluation, RetrievalTask, evaluate_embeddings, retrieval_task
 from embedtune.evaluation.run import evaluate_bm25 as search_by_word
 from embedtune.evaluation.similarity import Similarity, measure_similarity
@@ -80,14 +82,41 @@ class DevSet:
     measure: Callable[[Encoder], Evaluation | Similarity]
     task: RetrievalTask | None
     """What is searched; None of graded pairs."""
+    seed: int = 0
+    """Of the resampling."""
+    base: Evaluation | None = None
+    """What the base reached, where training begins with a model that embeds as the base does and that is known."""
+    grades_N: FloatArray | None = None
+    """Of graded pairs."""
+
+    def worse(self, items: Sequence[float], than: Sequence[float]) -> bool:
+        """Whether one model is worse than another by more than noise: the 95 % interval of the difference is below 0.
+
+        Args:
+            items: `items_of` what the one reached.
+            than: those of the other.
+        """
+        groups_N = None if self.task is None else self.task.groups_Q
+        one_N, other_N = (np.asarray(values, dtype=np.float64) for values in (items, than))
+        return difference_interval(other_N, one_N, seed=self.seed, grades_N=self.grades_N, groups_N=groups_N)[1] < 0
+
+
+def items_of(found: Evaluation | Similarity, metric: str) -> FloatArray:
+    """The metric of each question; of graded pairs the cosines, whose order is what counts."""
+    return found.cosines_N if isinstance(found, Similarity) else found.per_query[metric]
 
 
 def dev_set(splits: Splits, texts: Texts, config: TrainingConfig, *, seed: int) -> DevSet:
     """The dev split, for every training of a run and for the models between base and tuned."""
     if splits.collection.graded:
-        return DevSet(lambda encoder: measure_similarity(encoder, splits.dev, texts.queries, texts.passages), None)
+        return DevSet(
+            lambda encoder: measure_similarity(encoder, splits.dev, texts.queries, texts.passages),
+            None,
+            seed=seed,
+            grades_N=splits.dev.grades,
+        )
     task = dev_task(splits, size=config.dev_corpus, seed=seed)
-    return DevSet(lambda encoder: evaluate(encoder, task, texts), task)
+    return DevSet(lambda encoder: evaluate(encoder, task, texts), task, seed=seed)
 
 
 def evaluate(

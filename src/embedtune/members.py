@@ -22,10 +22,11 @@ from embedtune.models.encoder import Encoder
 from embedtune.models.soup import has_mean, take_mean
 from embedtune.phases import MinedPhases, Words
 from embedtune.progress import Reporter
-from embedtune.training.checkpoint import Checkpoints, Progress, set_weights, trainable_tensors
+from embedtune.training.checkpoint import Checkpoints, Progress
 from embedtune.training.loop import Trainer
 from embedtune.training.reached import Reached
 from embedtune.training.signals import StopRequest
+from embedtune.training.weights import set_weights, trainable_tensors
 
 
 def train_members(

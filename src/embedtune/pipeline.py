@@ -70,12 +70,14 @@ def _train(
     config, splits, encoder = begun.config, begun.splits, begun.encoder
     texts = tokenize(encoder, splits.collection, reporter)
     exam = set_exam(splits.collection, splits.test, reporter, seed=seed)
-    base = exam.examine(encoder, texts, begun.general, reporter, label="base model on the test set")
+    dev = dev_set(splits, texts, config.training, seed=seed)
+    base = exam.examine(encoder, texts, begun.general, reporter, label="base model on the test set", dev=dev.task)
+    if config.adapter.starts_as_base:
+        dev = replace(dev, base=base.dev)
     further = evaluate_others(begun.others, exam.evaluate, splits.collection, reporter)
 
     reporter.stage("Training")
     sections = make_ready(encoder, config, reporter)
-    dev = dev_set(splits, texts, config.training, seed=seed)
     trainer = build_trainer(
         encoder, splits, texts, config.training,
         loss=config.loss, plan=begun.plan, dev=dev, seed=seed, out=folder.root, reporter=reporter,
@@ -94,7 +96,7 @@ def _train(
     # The base as published: an adapter that begins as zero may sit on weights in 4 bits.
     weight, declined = 1.0 if config.adapter.start_adapter else 0.0, False
     if reached.kept:
-        sections["blend"] = blend(encoder, config, dev, begun.general, reporter)
+        sections["blend"] = blend(encoder, config, dev, begun.general, base.general, reporter)
         weight, declined = sections["blend"]["used"], sections["blend"]["declined"]
     saved = save(encoder, config, weight, splits.collection, folder, reporter, adapter=not declined)
     tuned = exam.examine(saved.encoder, texts, begun.general, reporter, label="tuned model on the test set", sizes=True)

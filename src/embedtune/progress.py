@@ -35,7 +35,7 @@ class TrainingReporter(Protocol):
         """An optimiser step was done."""
 
     def evaluated(self, *, step: int, metric: str, value: float, best: bool) -> None:
-        """The dev set was evaluated."""
+        """The dev set was evaluated; best says whether these weights are the ones to keep by now."""
 
 
 class SilentReporter:

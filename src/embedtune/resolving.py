@@ -40,6 +40,8 @@ def resolve(
         mined_lr=plan.phases[-1].lr if plan.mined_epochs else config.training.mined_lr,
         mined_batch_size=plan.phases[-1].batch_size if plan.mined_epochs else config.training.mined_batch_size,
         mined_batches=config.training.mined_in,
+        averaging=plan.averaging,
+        schedule=plan.schedule,
     )
     sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "test", "dev", "corpus", "labels")}
     commits: dict[str, str | None] = {}

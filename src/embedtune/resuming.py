@@ -46,6 +46,8 @@ DERIVED = {
         "mined_lr",
         "mined_batch_size",
         "mined_batches",
+        "averaging",
+        "schedule",
         "eval_steps",
         "micro_batch_tokens",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from embedtune.config import TrainConfig
 from embedtune.data.collection import Collection
 from embedtune.evaluation.blending import WEIGHTS, blend_curve, blend_facts, gain
+from embedtune.evaluation.forgetting import SetScores
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.run import Evaluation
 from embedtune.evaluation.similarity import Similarity
@@ -43,6 +45,7 @@ def blend(
     config: TrainConfig,
     dev: DevSet,
     sets: list[GeneralSet],
+    base: Sequence[SetScores],
     reporter: Reporter,
 ) -> dict[str, Any]:
     """The curve from base to tuned on dev and the general sets, and the weight of the tuned model that is used.
@@ -55,16 +58,19 @@ def blend(
         config: of the run; its `blend` is the weight, or leaves it to the curve.
         dev: from `dev_set`. The test set has no part in it.
         sets: from `general_sets`.
+        base: what the base model reached on these.
         reporter: is told how it goes.
     """
     metric, given, seed = config.training.metric, config.evaluation.blend, config.output.seed
-    with reporter.counting("between base and tuned, on the dev set", len(WEIGHTS)) as advance:
+    known = {} if dev.base is None else {0.0: (dev.base, base)}
+    with reporter.counting("between base and tuned, on the dev set", len(WEIGHTS) - len(known)) as advance:
         points = blend_curve(
             encoder,
             dev.measure,
             sets,
             metric=metric,
             into_original=config.adapter.merge_into == "original",
+            known=known,
             groups_Q=None if dev.task is None else dev.task.groups_Q,
             on_done=advance,
         )

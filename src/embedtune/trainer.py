@@ -12,10 +12,12 @@ from embedtune.data.batches import epoch_batches
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts
 from embedtune.errors import ConfigError
+from embedtune.evaluation.run import Evaluation
+from embedtune.evaluation.similarity import Similarity
 from embedtune.loading import other_model
 from embedtune.losses.build import build_loss
 from embedtune.losses.scale import LearnedScale
-from embedtune.measuring import DevSet, dev_corpus, dev_set, dev_texts
+from embedtune.measuring import DevSet, dev_corpus, dev_set, dev_texts, items_of
 from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
@@ -27,7 +29,7 @@ from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.graded import GradedObjective
 from embedtune.training.kinds import mines, settings_for
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.objective import WithScale, check_loss
 from embedtune.training.plan import Plan, make_plan
@@ -143,7 +145,9 @@ def build_trainer(
     return Trainer(
         model=encoder if scale is None else WithScale(encoder, scale),
         objective=objective,
-        evaluate=lambda: dev.measure(encoder).means,
+        evaluate=lambda: measured(dev.measure(encoder), config.metric),
+        start=None if dev.base is None else measured(dev.base, config.metric),
+        worse=dev.worse,
         pairs=splits.train,
         config=config,
         plan=plan,
@@ -156,6 +160,11 @@ def build_trainer(
         not_finite=objective.not_finite,
         keep=advice.keep,
     )
+
+
+def measured(found: Evaluation | Similarity, metric: str) -> Measured:
+    """What an evaluation on the dev set means to the step loop, for which that metric decides."""
+    return Measured(found.means, items_of(found, metric).tolist())
 
 
 def _objective(
@@ -194,6 +203,7 @@ def _report_plan(plan: Plan, config: TrainingConfig, splits: Splits, reporter: R
         reporter.note(
             f"{phase.steps:,} {'further ' if phase.first_step else ''}steps of {phase.batch_size} pairs "
             f"({detail}{accumulated}), learning rate {phase.lr:g} after {phase.warmup_steps} warm-up steps"
+            f"{', the mean of their weights' if phase.averaged else ''}"
         )
     among = f"on {len(splits.dev):,} pairs"
     if not graded:

@@ -135,3 +135,12 @@ def test_a_curve_runs_from_the_base_to_the_tuned_model(
         assert point.forgetting == pytest.approx(mean_score(measure(encoder, sets)), abs=0.01)
         assert point.dev == pytest.approx(evaluate_dev(encoder).means["mrr@10"], abs=0.01)
     assert points[0].forgetting != points[1].forgetting != points[2].forgetting
+
+    known = {0.0: (evaluate_dev(base), measure(base, sets))}
+    done.clear()
+    again = blend_curve(
+        tuned, evaluate_dev, sets, metric="mrr@10", weights=(0.0, 0.5, 1.0), known=known, on_done=done.append
+    )
+    assert sum(done) == 2, "what is known is not measured"
+    assert [(point.dev, point.forgetting) for point in again[1:]] == [(p.dev, p.forgetting) for p in points[1:]]
+    assert (again[0].dev, again[0].forgetting) == pytest.approx((points[0].dev, points[0].forgetting), abs=0.01)

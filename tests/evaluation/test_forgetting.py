@@ -19,11 +19,11 @@ from embedtune.evaluation.forgetting import (
     forgetting_facts,
     mean_score,
     measure,
-    spearman_interval,
     texts_in,
 )
 from embedtune.evaluation.general import RetrievalSet, SimilaritySet
 from embedtune.evaluation.metrics import FloatArray
+from embedtune.evaluation.noise import spearman_interval
 from embedtune.evaluation.run import retrieval_task
 from embedtune.models.encoder import Encoder
 

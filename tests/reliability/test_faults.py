@@ -69,7 +69,7 @@ def a_run() -> Trained:
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Dropout(0.5), nn.Linear(4, 1))
     plan = make_plan(config, 100)
     optimizer = build_optimizer(model.parameters(), config, plan)
-    return Trained(model=model, optimizer=optimizer, scheduler=build_scheduler(optimizer, config, plan))
+    return Trained(model=model, optimizer=optimizer, scheduler=build_scheduler(optimizer, plan))
 
 
 def take_step(run: Trained) -> None:

@@ -139,6 +139,15 @@ def test_a_mean_of_trainings_is_told(results: dict[str, Any], config: TrainConfi
     assert ["Step kept (best on dev)", "10"] in Rendered(model_card(results, config, MODEL)).rows
 
 
+def test_a_mean_of_steps_is_told(results: dict[str, Any], config: TrainConfig) -> None:
+    results["train"]["members"] = [{"steps": 10, "best_step": 8, "best_metric": 0.75, "kept": True}]
+    results["train"]["phases"] = [{"first_step": 0, "averaged": False}, {"first_step": 4, "averaged": True}]
+    row = ["Weights kept", "the mean of those of all steps from 5 on"]
+    assert row in Rendered(model_card(results, config, MODEL)).rows
+    results["train"]["members"][0]["best_step"] = 4
+    assert row[0] not in [cells[0] for cells in Rendered(model_card(results, config, MODEL)).rows]
+
+
 def test_people_read_the_verdict_the_table_and_how_to_use_it(results: dict[str, Any], config: TrainConfig) -> None:
     page = Rendered(model_card(results, config, MODEL))
     assert page.says(verdict(results))

@@ -140,8 +140,8 @@ def test_speed_memory_and_environment_are_readable(results: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("best_step", "words"),
     [
-        (10, "The model of step 10 was kept, the best of 3 evaluations on the dev set."),
-        (20, "It is the last one: more epochs may gain more."),
+        (10, "The model of step 10 was kept: of 3 evaluations on the dev set none is better by more than noise"),
+        (20, "It is the last one, and the best: more epochs may gain more."),
         (0, "nothing of the training was kept"),
     ],
 )

@@ -91,6 +91,22 @@ def test_there_is_always_room_for_a_few_tokens(
     assert choose_micro_batch(encoder, PAIRS, *texts, largest=1) == MIN_TOKENS
 
 
+def test_what_is_freed_meanwhile_is_not_taken_for_room(
+    texts: tuple[TokenTable, TokenTable],
+    st_folder: Path,
+    load: Load,
+    adapt: Adapt,
+    free: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = load(st_folder)
+    adapt(encoder)
+    free(64 * 2**20)
+    monkeypatch.setattr(budget, "peak_bytes", lambda step, device: 0)
+    most = budget.SHARE_OF_MEMORY["cpu"] * 64 * 2**20 / (4 * encoder.width)
+    assert MIN_TOKENS < choose_micro_batch(encoder, PAIRS, *texts, largest=1) <= most
+
+
 def test_long_texts_are_measured_in_part(
     texts: tuple[TokenTable, TokenTable],
     st_folder: Path,

@@ -25,6 +25,7 @@ from embedtune.training.checkpoint import (
 )
 from embedtune.training.optim import build_optimizer, build_scheduler
 from embedtune.training.plan import make_plan
+from embedtune.training.weights import trainable_tensors
 
 
 def parts(optimizer_name: Literal["adamw", "adamw8bit"] = "adamw", width: int = 4) -> Trained:
@@ -34,7 +35,7 @@ def parts(optimizer_name: Literal["adamw", "adamw8bit"] = "adamw", width: int = 
     model: Any = nn.Sequential(nn.Linear(4, width).requires_grad_(False), nn.Dropout(0.5), nn.Linear(width, 1))
     plan = make_plan(config, 100)
     optimizer = build_optimizer(model.parameters(), config, plan)
-    return Trained(model=model, optimizer=optimizer, scheduler=build_scheduler(optimizer, config, plan))
+    return Trained(model=model, optimizer=optimizer, scheduler=build_scheduler(optimizer, plan))
 
 
 def step(parts: Trained, times: int = 1) -> None:
@@ -76,6 +77,8 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
         best_step=3,
         best_metric=1 / 3,
         evaluations_without_gain=1,
+        highest_metric=2 / 3,
+        highest_items=[0.1, 0.7],
         losses=[0.1, 1e-9],
         evaluations=[{"step": 3, "ndcg@10": 1 / 3}],
     )
@@ -94,6 +97,30 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert all(torch.equal(one, other) for one, other in zip(tensors, restored[name], strict=True)), name
     step(second, 3)
     assert all(torch.equal(one, other) for one, other in zip(weights(second.model), after, strict=True))
+
+
+def test_a_mean_of_weights_is_what_counts_and_training_goes_on_from_its_own(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    first = parts()
+    for _ in range(3):
+        step(first)
+        first.average.add()
+    checkpoints.save(first, Progress(step=3))
+    mean, own = dict(first.average.weights()), weights(first.model)
+    mean = {name: weight.clone() for name, weight in mean.items()}
+    step(first, 2)
+    first.average.add()
+
+    second = parts()
+    checkpoints.load_weights(3, second.model)
+    assert all(torch.equal(weight, mean[name]) for name, weight in trainable_tensors(second.model).items())
+    checkpoints.load(3, second)
+    assert all(torch.equal(one, other) for one, other in zip(weights(second.model), own, strict=True))
+    assert not torch.equal(second.model.get_parameter("2.weight"), mean["2.weight"])
+    step(second, 2)
+    second.average.add()
+    assert second.average.steps == first.average.steps == 4
+    assert all(torch.equal(weight, first.average.weights()[name]) for name, weight in second.average.weights().items())
 
 
 def test_eight_bit_moments_come_back_bit_for_bit(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from embedtune.progress import SilentReporter
 from embedtune.training.batch import batch_tokens, contrastive_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
 
@@ -140,12 +140,12 @@ def trainer_of(
     objective = objective_of(encoder, pairs, qrels, texts, micro_batch)
     folder.mkdir(exist_ok=True)
 
-    def evaluate() -> Mapping[str, float]:
+    def evaluate() -> Measured:
         """How far the questions are closer to their passages than to others."""
         queries_QE, passages_PE = encoder.embed_all(objective.query_tokens), encoder.embed_all(objective.passage_tokens)
         scores_QP = queries_QE @ passages_PE[:50].T
         own_Q = scores_QP[torch.arange(100), torch.arange(100) // 2]
-        return {"ndcg@10": (own_Q.mean() - scores_QP.mean()).item()}
+        return Measured({"ndcg@10": (own_Q.mean() - scores_QP.mean()).item()})
 
     return Trainer(
         model=encoder,
@@ -174,7 +174,7 @@ def test_an_encoder_learns(
     assert progress.step == 28
     assert progress.best_metric > progress.evaluations[0]["ndcg@10"] + 0.05
     assert np.mean(progress.losses[-4:]) < np.mean(progress.losses[:4])
-    assert trainer.evaluate()["ndcg@10"] == pytest.approx(progress.best_metric, abs=1e-6)
+    assert trainer.evaluate().metrics["ndcg@10"] == pytest.approx(progress.best_metric, abs=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [None, 150])
@@ -193,7 +193,7 @@ def test_an_encoder_stopped_and_resumed_ends_as_if_it_had_never_stopped(
 
     plain, evaluations = trainer("stopped"), iter(range(100))
 
-    def evaluate() -> Mapping[str, float]:
+    def evaluate() -> Measured:
         if next(evaluations) == 2:
             signal.raise_signal(signal.SIGINT)
         return plain.evaluate()

@@ -25,7 +25,7 @@ from embedtune.training import loop
 from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.microbatch import MicroBatch, embed_batch
 from embedtune.training.plan import make_plan
 from embedtune.training.random_state import same_bits
@@ -79,7 +79,7 @@ def make_trainer(sentences: list[str], tmp_path: Path) -> Callable[..., Trainer]
         return Trainer(
             model=encoder,
             objective=objective,
-            evaluate=lambda: {config.metric: 0.0},
+            evaluate=lambda: Measured({config.metric: 0.0}),
             pairs=pairs,
             config=config,
             plan=make_plan(config, len(pairs)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.optim import build_optimizer
 from embedtune.training.plan import make_plan
 
@@ -46,7 +46,7 @@ class Line(nn.Module):
 
 
 def make(folder: Path, model: Any, **options: Any) -> Trainer:
-    fields = {"objective": model.loss, "evaluate": lambda: {"ndcg@10": model.linear.bias.item()}}
+    fields = {"objective": model.loss, "evaluate": lambda: Measured({"ndcg@10": model.linear.bias.item()})}
     fields |= {name: options.pop(name) for name in ("objective", "evaluate", "not_finite") if name in options}
     config = TrainingConfig(**{"lr": 0.05, "batch_size": 4, "max_steps": 6, "eval_steps": 3, **options})
     rows = np.arange(ROWS)
@@ -98,10 +98,10 @@ def test_when_its_time_is_over_a_run_has_stopped_and_goes_on_to_the_same_weights
         time.sleep(0.4 if where == "steps" else 0)
         return model.loss(rows)
 
-    def evaluate() -> Mapping[str, float]:
+    def evaluate() -> Measured:
         if where == "evaluation" and len(list((tmp_path / "timed").glob("*/step-*"))) > 0:
             time.sleep(60)
-        return {"ndcg@10": model.linear.bias.item()}
+        return Measured({"ndcg@10": model.linear.bias.item()})
 
     timed = make(tmp_path / "timed", model, objective=slow, evaluate=evaluate, max_time="3s")
     with pytest.raises(

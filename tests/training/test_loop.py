@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import BatchOrder
@@ -24,7 +25,7 @@ from embedtune.errors import NonFiniteLossError, RunError, TrainingInterrupted
 from embedtune.progress import SilentReporter
 from embedtune.training import loop
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
 
@@ -80,10 +81,10 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(
             model=model,
             objective=objective or model.loss,
-            evaluate=evaluate or (lambda: {"ndcg@10": model.linear.weight.sum().item()}),
+            evaluate=lambda: Measured(evaluate() if evaluate else {"ndcg@10": model.linear.weight.sum().item()}),
             pairs=pairs,
             config=config,
-            plan=make_plan(config, ROWS),
+            plan=make_plan(config, ROWS, mining=bool(config.mined_epochs)),
             seed=5,
             checkpoints=Checkpoints(root / "checkpoints", keep_last=config.keep_last),
             log_folder=root,
@@ -171,6 +172,86 @@ def test_the_best_checkpoint_wins(make_trainer: MakeTrainer) -> None:
         assert not same(weights(trainer), at_the_end)
     trainer.checkpoints.load_weights(6, trainer.model)
     assert same(weights(trainer), at_the_end)
+
+
+def test_where_weights_are_averaged_their_mean_is_measured_and_kept(make_trainer: MakeTrainer) -> None:
+    model, seen, measured = Toy(), list[Tensor](), list[Tensor]()
+
+    def evaluate() -> Mapping[str, float]:
+        measured.append(model.linear.weight.detach().clone())
+        return {"ndcg@10": float(len(measured))}
+
+    trainer = make_trainer(model=model, evaluate=evaluate, epochs=1, mined_epochs=1, averaging="swa")
+    hook = register_optimizer_step_post_hook(lambda *_: seen.append(model.linear.weight.detach().clone()))
+    try:
+        trainer.run(resume=False)
+    finally:
+        hook.remove()
+    first, averaged = trainer.plan.phases
+    assert (first.steps, averaged.steps, averaged.averaged) == (6, 6, True)
+    assert torch.equal(measured[2], seen[5]), "before the mean is begun"
+    torch.testing.assert_close(measured[3], torch.stack(seen[6:9]).mean(0))
+    torch.testing.assert_close(measured[4], torch.stack(seen[6:12]).mean(0))
+    assert torch.equal(model.linear.weight, measured[4])
+
+
+def judged(make_trainer: MakeTrainer, values: list[list[float]], **settings: Any) -> Trainer:
+    """A trainer whose evaluations give these items, for which a mean that is less by more than .15 is worse."""
+    items = iter(values)
+
+    def evaluate() -> Measured:
+        found = next(items)
+        return Measured({"ndcg@10": float(np.mean(found))}, found)
+
+    def worse(one: Sequence[float], other: Sequence[float]) -> bool:
+        return float(np.mean(other) - np.mean(one)) > 0.15
+
+    return replace(make_trainer(keep_last=9, **settings), evaluate=evaluate, worse=worse)
+
+
+@pytest.mark.parametrize(
+    ("means", "kept"),
+    [
+        ([0.1, 0.3, 0.9, 0.8, 0.8], 12),  # within noise of the best, so the latest
+        ([0.1, 0.3, 0.9, 0.8, 0.6], 9),  # the last one is not
+        ([0.1, 0.3, 0.9, 0.6, 0.6], 6),
+        ([0.5, 0.45, 0.4, 0.5, 0.5], 0),  # nothing is above the start
+        ([0.5, 0.45, 0.55, 0.5, 0.5], 12),  # something was
+        ([0.1, 0.5, 0.4, 0.36, 0.3], 9),  # each is held against the best and not against the one before
+    ],
+)
+def test_the_latest_that_is_not_worse_than_the_best_counts(
+    means: list[float], kept: int, make_trainer: MakeTrainer
+) -> None:
+    trainer = judged(make_trainer, [[mean - 0.01, mean + 0.01] for mean in means])
+    progress = trainer.run(resume=False)
+    assert [entry["step"] for entry in progress.evaluations] == [0, 3, 6, 9, 12]
+    assert progress.best_step == kept
+    assert progress.best_metric == pytest.approx(means[kept // 3])
+    assert progress.highest_metric == pytest.approx(max(means))
+    model = Toy()
+    trainer.checkpoints.load_weights(kept, model)
+    assert torch.equal(model.linear.weight, trainer.model.get_parameter("linear.weight"))
+
+
+def test_a_gain_within_noise_does_not_make_patience_wait(make_trainer: MakeTrainer) -> None:
+    values = [[mean] for mean in (0.1, 0.5, 0.45, 0.45, 0.45)]
+    progress = judged(make_trainer, values, eval_steps=1, patience=2).run(resume=False)
+    assert (progress.step, progress.best_step) == (3, 3)
+
+
+def test_dev_metrics_that_are_known_are_not_measured_again(make_trainer: MakeTrainer) -> None:
+    calls = list[int]()
+
+    def evaluate() -> Mapping[str, float]:
+        calls.append(1)
+        return {"ndcg@10": 0.5}
+
+    trainer = replace(make_trainer(evaluate=evaluate), start=Measured({"ndcg@10": 0.25}))
+    progress = trainer.run(resume=False)
+    assert progress.evaluations[0] == {"step": 0, "ndcg@10": 0.25}
+    assert len(calls) == len(progress.evaluations) - 1
+    assert progress.best_step == 3
 
 
 def test_training_that_never_helps_leaves_the_model_as_it_was(make_trainer: MakeTrainer) -> None:

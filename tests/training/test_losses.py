@@ -29,7 +29,7 @@ from embedtune.trainer import build_trainer
 from embedtune.training import teacher as teaching
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.guide import guide_table
-from embedtune.training.loop import Trainer
+from embedtune.training.loop import Measured, Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.objective import WithScale
 from embedtune.training.teacher import SCORES, taught
@@ -129,11 +129,12 @@ def trainer_of(
     folder.mkdir(exist_ok=True)
     trainer = build_trainer(encoder, splits, tokenize(encoder, splits.collection), config, out=folder, loss=loss)
 
-    def distance() -> dict[str, float]:
+    def distance() -> Measured:
         """The further the adapter is from nothing, the better: the last weights are the ones that count."""
-        return {config.metric: sum(p.abs().sum().item() for n, p in encoder.named_parameters() if "lora_B" in n)}
+        far = sum(p.abs().sum().item() for n, p in encoder.named_parameters() if "lora_B" in n)
+        return Measured({config.metric: far})
 
-    return replace(trainer, evaluate=distance)
+    return replace(trainer, evaluate=distance, worse=None)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

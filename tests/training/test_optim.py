@@ -19,7 +19,7 @@ def rates(steps: int, **settings: Any) -> list[float]:
     """The learning rate of every step."""
     config = TrainingConfig(lr=0.1, max_steps=steps, **settings)
     optimizer = build_optimizer([nn.Parameter(torch.zeros(2, 2))], config, make_plan(config, 1000))
-    scheduler = build_scheduler(optimizer, config, make_plan(config, 1000))
+    scheduler = build_scheduler(optimizer, make_plan(config, 1000))
     seen = []
     for _ in range(steps):
         seen.append(float(scheduler.get_last_lr()[0]))
@@ -52,21 +52,42 @@ def test_one_phase_is_the_schedule_of_transformers(schedule: str, name: str, ste
     assert rates(steps, schedule=schedule, warmup_fraction=warmup) == pytest.approx(expected, abs=1e-15)
 
 
-def test_each_phase_rises_to_its_own_peak_and_falls() -> None:
-    config = TrainingConfig(lr=0.1, mined_lr=0.02, batch_size=100, mined_batch_size=50, epochs=1, mined_epochs=1)
+TWO_PHASES: dict[str, Any] = {
+    "lr": 0.1,
+    "mined_lr": 0.02,
+    "batch_size": 100,
+    "mined_batch_size": 50,
+    "epochs": 1,
+    "mined_epochs": 1,
+}
+
+
+def rates_of_two_phases(**settings: Any) -> tuple[list[float], list[float]]:
+    """The learning rates of the ten steps of the first phase, and of the twenty of the one with mined negatives."""
+    config = TrainingConfig(**TWO_PHASES, **settings)
     plan = make_plan(config, 1000, mining=True)
     optimizer = build_optimizer([nn.Parameter(torch.zeros(2, 2))], config, plan)
-    scheduler = build_scheduler(optimizer, config, plan)
+    scheduler = build_scheduler(optimizer, plan)
     seen = []
     for _ in range(plan.steps):
-        seen.append(scheduler.get_last_lr()[0])
+        seen.append(float(scheduler.get_last_lr()[0]))
         optimizer.step()
         scheduler.step()
-    first, second = seen[:10], seen[10:]
+    return seen[:10], seen[10:]
+
+
+def test_each_phase_rises_to_its_own_peak_and_falls() -> None:
+    first, second = rates_of_two_phases()
     assert (first[:2], second[:3]) == ([0.0, 0.1], [0.0, 0.01, 0.02])
     assert first[1:] == sorted(first[1:], reverse=True)
     assert second[2:] == sorted(second[2:], reverse=True)
     assert max(first[-1] / 0.1, second[-1] / 0.02) < 0.04
+
+
+def test_where_the_mean_of_the_weights_is_taken_the_rate_stays_unless_it_is_told_to_fall() -> None:
+    first, second = rates_of_two_phases(averaging="swa")
+    assert (set(first[1:]), set(second[2:])) == ({0.1}, {0.02})
+    assert rates_of_two_phases(averaging="swa", schedule="cosine") == rates_of_two_phases()
 
 
 def test_without_warm_up_the_first_step_has_the_peak() -> None:

@@ -86,6 +86,18 @@ def test_the_thorough_recipe_trains_three_times() -> None:
     assert plan(100, trainings=2).trainings == 2
 
 
+def test_the_mean_of_the_weights_is_taken_where_negatives_are_mined() -> None:
+    def averaged(**settings: Any) -> tuple[list[bool], str]:
+        found = make_plan(TrainingConfig(**settings), 6400, mining=True)
+        return [phase.averaged for phase in found.phases], found.schedule
+
+    assert averaged() == ([False, False], "cosine")
+    assert averaged(averaging="swa") == averaged(recipe="thorough") == ([False, True], "constant")
+    assert averaged(averaging="swa", schedule="linear") == ([False, True], "linear")
+    assert averaged(recipe="thorough", averaging="none") == ([False, False], "cosine")
+    assert averaged(recipe="quick", averaging="swa") == ([False], "cosine"), "where nothing is mined"
+
+
 def test_wider_encoders_learn_slower() -> None:
     assert [default_lr("lora", "default", width) for width in (128, 384, 768, 4096)] == [2e-3, 2e-3, 1e-3, 1.875e-4]
     assert default_lr("full", "default", 768) == 5e-5
@@ -111,6 +123,13 @@ def test_evaluations_are_as_many_as_the_training_is_worth(dev_texts: int, evalua
     found = make_plan(TrainingConfig(), 7_000, mining=True, dev_texts=dev_texts)
     assert -(-found.steps // found.eval_steps) == evaluations
     assert make_plan(TrainingConfig(eval_steps=9), 7_000, mining=True, dev_texts=dev_texts).eval_steps == 9
+
+
+def test_the_model_that_mines_is_evaluated() -> None:
+    found = make_plan(TrainingConfig(eval_steps=40), 6400, mining=True)
+    assert [step for step in range(found.steps + 1) if found.evaluates_at(step)] == [0, 40, 50, 80, 120, 150]
+    quick = make_plan(TrainingConfig(recipe="quick", eval_steps=40), 6400, mining=True)
+    assert [step for step in range(51) if quick.evaluates_at(step)] == [0, 40, 50]
 
 
 def test_the_learning_rate_is_what_the_method_and_the_start_want() -> None:

@@ -158,7 +158,7 @@ def test_each_trial_is_one_training_whatever_the_recipe(
     config: TuneConfig, searched: tuple[TuneConfig, dict[str, Any]], tmp_path: Path
 ) -> None:
     """The settings found are for as many as the recipe has."""
-    thorough = replace(config, training=replace(config.training, recipe="thorough"))
+    thorough = replace(config, training=replace(config.training, recipe="thorough", averaging="none"))
     found = tune(to(thorough, tmp_path / "out", trials=1, repeats=0))
     assert timeless(found["trials"]) == timeless(searched[1]["trials"])[:1]
     assert load_toml(tmp_path / "out" / "best.toml").training.trainings == 3

@@ -145,7 +145,7 @@ class TrainingLines:
             self._printed = now
 
     def evaluated(self, *, step: int, metric: str, value: float, best: bool) -> None:
-        self._console.note(f"step {step}/{self._steps}  dev {metric} {value:.4f}{'  best so far' if best else ''}")
+        self._console.note(f"step {step}/{self._steps}  dev {metric} {value:.4f}{'  kept so far' if best else ''}")
 
 
 def _interval(difference: Mapping[str, Any]) -> str:

@@ -51,6 +51,11 @@ class AdapterConfig:
         """Whether parameters of the base itself are trained."""
         return self.method == "full" or self.bias != "none" or bool(self.modules_to_save)
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether the model embeds as the base does until the first step: no weights in 4 bits, an adapter of zero."""
+        return self.method != "qlora" and self.init in ("default", "gaussian") and self.start_adapter is None
+
     def __post_init__(self) -> None:
         require_usable(self)
         for name in ("method", "init", "bias", "merge_into"):

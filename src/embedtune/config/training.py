@@ -28,7 +28,7 @@ class TrainingConfig:
 
     recipe: Literal["quick", "default", "thorough"] = "default"
     """What the settings that are left open come to: quick takes one pass without mined negatives, default one pass and
-    two with them, thorough does what default does three times and takes the mean of the weights."""
+    two with them, thorough does that three times and takes the mean of the weights, of steps and of trainings."""
     trainings: int | None = None
     """Complete trainings in other orders of the pairs, whose weights' mean is kept; if not given 1, with --recipe
     thorough 3."""
@@ -61,8 +61,11 @@ class TrainingConfig:
     micro_batch_tokens: int | None = None
     """Tokens that go through the encoder at a time, in training; more negatives than memory allows come from gradient
     caching. Found from the free memory if not given."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    averaging: Literal["auto", "none", "swa"] = "auto"
+    """Stochastic weight averaging (swa): in the passes with mined negatives the mean of the weights of all steps since
+    these began is measured and kept; auto is swa with --recipe thorough."""
+    schedule: Literal["auto", "cosine", "linear", "constant"] = "auto"
+    """How the learning rate falls after the warm-up; auto is constant where steps are averaged, else cosine."""
     warmup_fraction: float = 0.1
     """Share of the steps in which the learning rate rises to its peak, from 0 up to 1."""
     weight_decay: float = 0.01
@@ -73,7 +76,7 @@ class TrainingConfig:
     """Gradients are scaled down to this norm; 0 turns it off."""
     eval_steps: int | None = None
     """Optimiser steps between evaluations on the dev set; if not given there are three to ten in a run, as many as it
-    is worth."""
+    is worth. The model that mines is evaluated in any case."""
     metric: str = "ndcg@10"
     """Dev metric that chooses the checkpoint; of graded pairs it is spearman."""
     patience: int | None = None
@@ -93,6 +96,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         require_usable(self)
         require_choice(self, "schedule")
+        require_choice(self, "averaging")
         require_choice(self, "optimizer")
         require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0, such as 2e-3")
         if self.batch_size is not None:

@@ -5,7 +5,7 @@ Shapes: `Q` dev queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ import numpy as np
 from scipy import special
 
 from embedtune.data.collection import IdArray
-from embedtune.evaluation.forgetting import mean_score, measure, spearman_interval
+from embedtune.evaluation.forgetting import SetScores, mean_score, measure
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.metrics import FloatArray
+from embedtune.evaluation.noise import difference_interval
 from embedtune.evaluation.run import Evaluation
 from embedtune.evaluation.similarity import Similarity, rank_correlations
-from embedtune.evaluation.stats import paired_difference
 from embedtune.models.blend import blends
 from embedtune.models.encoder import Encoder
 
@@ -58,6 +58,7 @@ def blend_curve(
     *,
     metric: str,
     weights: Sequence[float] = WEIGHTS,
+    known: Mapping[float, tuple[Evaluation | Similarity, Sequence[SetScores]]] | None = None,
     into_original: bool = False,
     groups_Q: IdArray | None = None,
     on_done: Callable[[int], None] | None = None,
@@ -70,21 +71,26 @@ def blend_curve(
         sets: What may be forgotten, from `general_sets`.
         metric: Of the dev set.
         weights: Which models; ascending.
+        known: By weight, what a model is known to reach on dev and on the sets: it is not measured again.
         into_original: As in `Encoder.merged`.
         groups_Q: Which dev questions belong together; each is one of its own if not given.
-        on_done: Called with 1 after each weight.
+        on_done: Called with 1 after each weight that is measured.
     """
-    points = []
-    for weight, blend in blends(encoder, weights, into_original=into_original):
-        found, kept = evaluate_dev(blend), mean_score(measure(blend, sets))
-        if isinstance(found, Similarity):
-            point = BlendPoint(weight=weight, dev_Q=found.cosines_N, forgetting=kept, grades_Q=found.grades_N)
-        else:
-            point = BlendPoint(weight=weight, dev_Q=found.per_query[metric], forgetting=kept, groups_Q=groups_Q)
-        points.append(point)
+    reached = dict(known or {})
+    for weight, blend in blends(encoder, [w for w in weights if w not in reached], into_original=into_original):
+        reached[weight] = evaluate_dev(blend), measure(blend, sets)
         if on_done is not None:
             on_done(1)
-    return points
+    return [_point(weight, *reached[weight], metric, groups_Q) for weight in weights]
+
+
+def _point(
+    weight: float, dev: Evaluation | Similarity, general: Sequence[SetScores], metric: str, groups_Q: IdArray | None
+) -> BlendPoint:
+    kept = mean_score(general)
+    if isinstance(dev, Similarity):
+        return BlendPoint(weight=weight, dev_Q=dev.cosines_N, forgetting=kept, grades_Q=dev.grades_N)
+    return BlendPoint(weight=weight, dev_Q=dev.per_query[metric], forgetting=kept, groups_Q=groups_Q)
 
 
 def recommend(points: Sequence[BlendPoint], *, seed: int) -> float:
@@ -164,6 +170,4 @@ def _within_noise(point: BlendPoint, best: BlendPoint, seed: int) -> bool:
 
 def _interval(one: BlendPoint, other: BlendPoint, seed: int) -> tuple[float, float]:
     """95 % interval of what the other one has more on dev."""
-    if one.grades_Q is not None:
-        return spearman_interval(one.dev_Q, other.dev_Q, one.grades_Q, seed=seed)
-    return paired_difference(one.dev_Q, other.dev_Q, seed=seed, groups_Q=one.groups_Q).ci95
+    return difference_interval(one.dev_Q, other.dev_Q, seed=seed, grades_N=one.grades_Q, groups_N=one.groups_Q)

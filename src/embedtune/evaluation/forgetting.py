@@ -13,12 +13,10 @@ import numpy as np
 
 from embedtune.evaluation.general import GeneralSet, RetrievalSet, SimilaritySet
 from embedtune.evaluation.metrics import FloatArray
+from embedtune.evaluation.noise import difference_interval
 from embedtune.evaluation.run import evaluate_embeddings
-from embedtune.evaluation.similarity import RESAMPLES, rank_correlations
-from embedtune.evaluation.stats import paired_difference
+from embedtune.evaluation.similarity import rank_correlations
 from embedtune.models.encoder import Encoder
-
-_VALUES_PER_BATCH = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +85,7 @@ def forgetting_facts(base: Sequence[SetScores], tuned: Sequence[SetScores], *, s
     for before, after in zip(base, tuned, strict=True):
         if (before.name, len(before.values_N)) != (after.name, len(after.values_N)):
             raise ValueError(f"base was measured on '{before.name}', tuned on '{after.name}'; expected the same sets")
-        low, high = _interval(before, after, seed)
+        low, high = difference_interval(before.values_N, after.values_N, seed=seed, grades_N=before.grades_N)
         facts.append(
             {
                 "name": before.name,
@@ -100,42 +98,6 @@ def forgetting_facts(base: Sequence[SetScores], tuned: Sequence[SetScores], *, s
             }
         )
     return facts
-
-
-def spearman_interval(
-    base_N: FloatArray, tuned_N: FloatArray, grades_N: FloatArray, *, seed: int, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """95 % interval of the difference of two rank correlations with the same grades, tuned minus base.
-
-    Percentile bootstrap over the pairs of sentences, which are drawn with replacement and ranked anew each time (Efron
-    and Tibshirani 1993, chapter 13). A draw of pairs that all have one grade, where there is no correlation, counts as
-    no difference; that happens in sets of a few pairs only.
-
-    Args:
-        base_N: The base model's similarity of each pair.
-        tuned_N: The tuned model's, in the same order.
-        grades_N: The pairs' grades.
-        seed: The same seed gives the same result.
-        resamples: Number of draws.
-    """
-    rng = np.random.default_rng(seed)
-    pairs = len(grades_N)
-    size = max(1, _VALUES_PER_BATCH // pairs)
-    differences = []
-    for start in range(0, resamples, size):
-        drawn_RN = rng.integers(0, pairs, (min(size, resamples - start), pairs))
-        grades_RN = grades_N[drawn_RN]
-        differences.append(
-            rank_correlations(tuned_N[drawn_RN], grades_RN) - rank_correlations(base_N[drawn_RN], grades_RN)
-        )
-    low, high = np.quantile(np.concatenate(differences), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _interval(base: SetScores, tuned: SetScores, seed: int) -> tuple[float, float]:
-    if base.grades_N is None:
-        return paired_difference(base.values_N, tuned.values_N, seed=seed).ci95
-    return spearman_interval(base.values_N, tuned.values_N, base.grades_N, seed=seed)
 
 
 def _similarity(encoder: Encoder, pairs: SimilaritySet, on_progress: Callable[[int], None] | None) -> SetScores:

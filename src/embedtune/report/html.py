@@ -143,7 +143,7 @@ def _checkpoint(results: Mapping[str, Any]) -> str:
         )
     if kept_nothing(results):
         return (
-            f"The model of step {best:,} was the best of {evaluations} evaluations on the dev set, but its gain is "
+            f"Of {evaluations} evaluations on the dev set that of step {best:,} counts, but its gain is "
             "within noise, so nothing of the training was kept. More dev pairs tell smaller gains; --accept any keeps "
             "all."
         )
@@ -154,8 +154,13 @@ def _checkpoint(results: Mapping[str, Any]) -> str:
             "began with the same weights and saw the pairs in other orders."
         )
     last: list[Any] = [member.last_step for member in members_of(train)] or [steps]
-    hint = " It is the last one: more epochs may gain more." if best in last else ""
-    return f"The model of step {best:,} was kept, the best of {evaluations} evaluations on the dev set.{hint}"
+    values = {entry["step"]: entry.get(train.get("metric"), 0.0) for entry in train["dev"]}
+    highest = best in values and values[best] == max(values.values())
+    hint = " It is the last one, and the best: more epochs may gain more." if highest and best in last else ""
+    return (
+        f"The model of step {best:,} was kept: of {evaluations} evaluations on the dev set none is better by more than "
+        f"noise, and no later one is as good.{hint}"
+    )
 
 
 def _four_bit(results: Mapping[str, Any]) -> list[str]:

@@ -33,3 +33,10 @@ def members_of(train: Mapping[str, Any]) -> list[Member]:
 def kept_members(train: Mapping[str, Any]) -> list[Member]:
     """Those whose weights, or their mean, the model has."""
     return [member for member in members_of(train) if member.kept]
+
+
+def averaged_from(train: Mapping[str, Any]) -> int | None:
+    """The step from which on the kept weights are the mean of all steps'; None if they are those of one step."""
+    begun = [phase["first_step"] for phase in train.get("phases", []) if phase.get("averaged")]
+    kept = [member.best_step - member.first_step for member in kept_members(train)]
+    return begun[0] + 1 if begun and any(step > begun[0] for step in kept) else None

@@ -5,6 +5,7 @@ Shapes: `N` texts.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def choose_micro_batch(
 def _fitting_tokens(encoder: Encoder, text: TokenIds, length: int) -> int:
     """Tokens of texts of that length that fit the memory, with their activations, while training goes through them."""
     trainable = sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
-    still_to_come = 3 * trainable  # gradients, and the optimiser's two moments
+    still_to_come = 4 * trainable  # gradients, the optimiser's two moments, and the mean of the weights
     budget = SHARE_OF_MEMORY[encoder.device.type] * (free_bytes(encoder.device) - still_to_come)
     try:
         a_token = _bytes_per_token(encoder, text, length)
@@ -95,6 +96,7 @@ def _bytes_per_token(encoder: Encoder, text: TokenIds, length: int) -> float:
 def _measure(encoder: Encoder, text: TokenIds) -> float:
     """Bytes that a token more takes at the peak of a forward and backward pass, in texts of that length."""
     copies = math.ceil(SAMPLE_TOKENS / len(text))
+    gc.collect()  # or what is freed meanwhile is taken for what the model takes less
     was_training = encoder.training
     encoder.train()
     with random_state_kept():
@@ -102,7 +104,7 @@ def _measure(encoder: Encoder, text: TokenIds) -> float:
         double = peak_bytes(lambda: _forward_backward(encoder, [text] * 2 * copies), encoder.device)
         single = peak_bytes(lambda: _forward_backward(encoder, [text] * copies), encoder.device)
     encoder.train(was_training)
-    return max(1.0, (double - single) / (copies * len(text)))
+    return max(4.0 * encoder.width, (double - single) / (copies * len(text)))  # one fp32 row of a token at the least
 
 
 def _forward_backward(encoder: Encoder, texts: Sequence[TokenIds]) -> None:

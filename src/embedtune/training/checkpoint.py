@@ -1,8 +1,10 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, without pickle.
 
 A checkpoint is a folder `step-00000042` of four files: the trainable weights and the optimiser's moments in
-safetensors, the rest in JSON, and the three's checksums, which `sha256sum --check` reads. It is written beside its
-place, flushed and renamed, so a folder of that name is whole; should a disk damage it later, the checksums tell.
+safetensors, the rest in JSON, and the three's checksums, which `sha256sum --check` reads. Where the mean of
+weights is taken, that is what lies there as the weights, and those that the optimiser goes on from lie beside its
+moments. A checkpoint is written beside its place, flushed and renamed, so a folder of that name is whole; should a disk
+damage it later, the checksums tell.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from embedtune.atomic import remove_folder, replacing, tidy
 from embedtune.errors import OutputError, StorageError, brief
+from embedtune.training.averaging import WeightAverage
 from embedtune.training.random_state import random_state, restore_random_state
+from embedtune.training.weights import set_weights, trainable_tensors, weights_fit
 
 WEIGHTS, OPTIMIZER, STATE, CHECKSUMS = "weights.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"
+_OWN = "weights."
+"""Before the name of a weight that lies beside the optimiser's moments."""
 _SCHEDULER_KEYS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 
@@ -47,7 +54,12 @@ class Progress:
     seconds: float = 0.0
     """Time spent in training steps, evaluation and saving left out."""
     best_step: int = 0
+    """Of the evaluation that counts: the latest that is not worse than the highest by more than noise."""
     best_metric: float = float("-inf")
+    highest_metric: float = float("-inf")
+    """Of all evaluations."""
+    highest_items: list[float] = field(default_factory=list)
+    """That evaluation, item by item."""
     evaluations_without_gain: int = 0
     lr: float = 0.0
     """Learning rate of the last step."""
@@ -68,7 +80,8 @@ def checked_progress(fields: dict[str, Any], step: int) -> Progress:
     progress = Progress(**fields)
     counts = [progress.pairs, progress.tokens, progress.best_step, progress.evaluations_without_gain]
     counts += [] if progress.micro_batch_tokens is None else [progress.micro_batch_tokens]
-    numbers = [progress.seconds, progress.best_metric, progress.lr, *progress.losses]
+    numbers = [progress.seconds, progress.best_metric, progress.highest_metric, progress.lr]
+    numbers += [*progress.losses, *progress.highest_items]
     for entry in progress.evaluations:
         numbers += [entry["step"], *entry.values()]
     if progress.step != step:
@@ -89,6 +102,11 @@ class Trained:
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler | None = None
     """Of the loss, in fp16."""
+
+    @cached_property
+    def average(self) -> WeightAverage:
+        """The mean of the model's weights, of no steps until it is begun."""
+        return WeightAverage(self.model)
 
 
 class Checkpoints:
@@ -124,13 +142,16 @@ class Checkpoints:
         """
         schedule = {key: trained.scheduler.state_dict()[key] for key in _SCHEDULER_KEYS}
         moments, counts = _moments(trained.optimizer)
-        state = {"progress": asdict(progress), "scheduler": schedule, "optimizer": counts}
+        average, own = trained.average, dict[str, Tensor]()
+        state = {"progress": asdict(progress), "scheduler": schedule, "optimizer": counts, "averaged": average.steps}
+        if average.steps:
+            own = {_OWN + name: weight for name, weight in trainable_tensors(trained.model).items()}
         if trained.scaler is not None:
             state["scaler"] = trained.scaler.state_dict()
         with replacing(self.path(progress.step)) as unfinished:
             unfinished.mkdir()
-            save_file(trainable_tensors(trained.model), unfinished / WEIGHTS)
-            save_file({**moments, **random_state()}, unfinished / OPTIMIZER)
+            save_file(dict(average.weights()), unfinished / WEIGHTS)
+            save_file({**moments, **random_state(), **own}, unfinished / OPTIMIZER)
             (unfinished / STATE).write_text(json.dumps(state), encoding="utf-8")
             sums = [f"{_checksum(unfinished / name)}  {name}\n" for name in (WEIGHTS, OPTIMIZER, STATE)]
             (unfinished / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
@@ -183,7 +204,11 @@ class Checkpoints:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             progress = checked_progress(state["progress"], step)
             tensors = load_file(folder / OPTIMIZER)
-            _restore_weights(folder / WEIGHTS, trained.model)
+            _restore_weights(load_file(folder / WEIGHTS), trained.model)
+            if state.get("averaged"):
+                trained.average.go_on_from(int(state["averaged"]))
+                own = {name.removeprefix(_OWN): tensors[name] for name in tensors if name.startswith(_OWN)}
+                _restore_weights(own, trained.model)
             restore_random_state(tensors)
             _restore_moments(trained.optimizer, {**tensors, **state["optimizer"]})
             _restore_schedule(trained.scheduler, trained.optimizer, state["scheduler"])
@@ -206,7 +231,7 @@ class Checkpoints:
             ValueError: the checkpoint's weights are not this model's.
         """
         self._verify(step)
-        _restore_weights(self.path(step) / WEIGHTS, model)
+        _restore_weights(load_file(self.path(step) / WEIGHTS), model)
 
     def best_whole(self, progress: Progress, metric: str) -> tuple[int, str | None]:
         """The best evaluated step whose checkpoint is whole, and what is wrong with the best step's, if anything.
@@ -255,27 +280,10 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _restore_weights(file: Path, model: nn.Module) -> None:
-    saved = load_file(file)
+def _restore_weights(saved: Mapping[str, Tensor], model: nn.Module) -> None:
     if not weights_fit(saved, model):
         raise ValueError("its weights have other names or shapes than what this run trains")
     set_weights(model, saved)
-
-
-def weights_fit(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether they have the names and shapes of the model's trainable weights."""
-    return {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in trainable_tensors(model).items()}
-
-
-def set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give the model these trainable weights."""
-    for name, own in trainable_tensors(model).items():
-        own.copy_(weights[name])
-
-
-def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name, detached, sharing memory with the model."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -10,8 +10,9 @@ from torch import nn
 
 from embedtune.data.collection import IdArray
 from embedtune.errors import NonFiniteLossError
-from embedtune.training.checkpoint import Checkpoints, trainable_tensors
+from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.state import Step
+from embedtune.training.weights import trainable_tensors
 
 NAMED_TEXTS = 3
 """At the most, where a loss is no number."""

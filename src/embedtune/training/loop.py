@@ -10,12 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -44,7 +44,17 @@ from embedtune.training.state import State, Step
 logger = logging.getLogger(__name__)
 
 Objective = Callable[[IdArray], tuple[Tensor, int]]
-Evaluate = Callable[[], Mapping[str, float]]
+
+
+class Measured(NamedTuple):
+    """What an evaluation on the dev set found."""
+
+    metrics: Mapping[str, float]
+    items: Sequence[float] = ()
+    """What each question, or pair of texts, has a part in the deciding metric with; empty where that is not known."""
+
+
+Evaluate = Callable[[], Measured]
 
 UNREAD_STEPS = {"cpu": 0, "cuda": 1}
 """Steps whose losses may still be unread when the next one is made: a GPU is told what to do while it does the last."""
@@ -66,6 +76,12 @@ class Trainer:
     log_folder: Path
     """TensorBoard files go into its folder `tensorboard`."""
     reporter: Reporter
+    start: Measured | None = None
+    """What an evaluation before the first step finds, where that is known."""
+    worse: Callable[[Sequence[float], Sequence[float]], bool] | None = None
+    """Whether an evaluation with the first items is worse than one with the second by more than noise. The latest that
+    is not worse than the best counts: the best of several is so by chance too, and what is trained longer is better.
+    Where it can't be told, the best counts."""
     mixed_precision: str = "no"
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
     micro_batch: MicroBatch | None = None
@@ -136,7 +152,7 @@ class Trainer:
         optimizer: AcceleratedOptimizer = accelerator.prepare(
             build_optimizer(self.model.parameters(), self.config, self.plan)
         )
-        scheduler = build_scheduler(optimizer, self.config, self.plan)
+        scheduler = build_scheduler(optimizer, self.plan)
         trained = Trained(model=self.model, optimizer=optimizer, scheduler=scheduler, scaler=accelerator.scaler)
         state = State(accelerator, trained, self.batches(), stop, Progress())
         try:
@@ -208,9 +224,8 @@ class Trainer:
                 self._save(state)
 
     def _evaluation_is_due(self, progress: Progress) -> bool:
-        """Before the first step, every `eval_steps` and after the last one, unless this step has been evaluated."""
-        due = progress.step % self.plan.eval_steps == 0 or progress.step == self.plan.steps
-        return due and not _is_evaluated(progress)
+        """Before the first step, every `eval_steps`, before negatives are mined and after the last step; once each."""
+        return self.plan.evaluates_at(progress.step) and not _is_evaluated(progress)
 
     def _begin_phase(self, state: State, reporter: TrainingReporter) -> None:
         """Before the first step of a phase, and of a run that is resumed within one. A request to stop is heard."""
@@ -255,6 +270,8 @@ class Trainer:
                 trained = [p for group in optimizer.param_groups for p in group["params"]]
                 state.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
             optimizer.step()
+            if self.plan.phases[self.plan.phase_at(progress.step)].averaged:
+                state.trained.average.add()
         state.trained.scheduler.step()
         optimizer.zero_grad()
         progress.step += 1
@@ -307,29 +324,36 @@ class Trainer:
             reporter.step(step=step.number, loss=loss, lr=step.lr, pairs_per_second=step.pairs / progress.seconds)
 
     def _evaluate(self, state: State, reporter: TrainingReporter) -> None:
-        """Evaluate on dev, note whether it is the best so far, and write a checkpoint."""
+        """Evaluate on dev, note whether these weights are the ones to keep by now, and write a checkpoint."""
         progress, name = state.progress, self.config.metric
         self._faults.check_weights(progress.step)
-        metrics = self._measure(state)
+        metrics, items = self._measure(state)
         progress.evaluations.append({"step": progress.step, **metrics})
-        if metrics[name] > progress.best_metric:
-            progress.best_metric, progress.best_step = metrics[name], progress.step
+        if metrics[name] > progress.highest_metric:
+            progress.highest_metric, progress.highest_items = metrics[name], list(items)
             progress.evaluations_without_gain = 0
+            counts = True
         else:
             progress.evaluations_without_gain += 1
+            counts = progress.best_step > 0 and self.worse is not None and not self.worse(items, progress.highest_items)
+        if counts:
+            progress.best_metric, progress.best_step = metrics[name], progress.step
         self._save(state)
         self._log_evaluation(state)
         reporter.evaluated(
             step=progress.step, metric=name, value=metrics[name], best=progress.best_step == progress.step
         )
 
-    def _measure(self, state: State) -> dict[str, float]:
-        """The dev metrics. A request to stop does not wait for them: they are measured when the run is resumed."""
+    def _measure(self, state: State) -> Measured:
+        """What dev says. A request to stop does not wait for them: they are measured when the run is resumed."""
+        if state.progress.step == 0 and self.start is not None:
+            return self.start
         if state.stop.seconds_left < 1.2 * state.evaluation_seconds + state.reserve:
             state.stop.ask(TrainingInterrupted.TIME_IS_UP)
         started, start = time.monotonic(), random_state()
         try:
             with (
+                state.trained.average.applied(),
                 state.stop.at_once(reserve=state.reserve),
                 told_if_memory_runs_out(
                     lambda: (
@@ -339,13 +363,13 @@ class Trainer:
                     )
                 ),
             ):
-                metrics = dict(self.evaluate())
+                measured = self.evaluate()
         except Stopped:
             restore_random_state(start)
             self._interrupt(state)
         self.model.train()
         state.evaluation_seconds = max(state.evaluation_seconds, time.monotonic() - started)
-        return metrics
+        return measured
 
     def _log_evaluation(self, state: State) -> None:
         metrics = dict(state.progress.evaluations[-1])

@@ -77,7 +77,7 @@ def check_8bit(device: torch.device) -> None:
         ) from error
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig, plan: Plan) -> LRScheduler:
+def build_scheduler(optimizer: torch.optim.Optimizer, plan: Plan) -> LRScheduler:
     """In each phase a linear warm-up to its peak, then a cosine or a line down to zero, or the peak kept.
 
     Restarts as in SGDR (Loshchilov & Hutter 2017), with peaks that the plan sets.
@@ -85,7 +85,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig, pl
 
     def share_of_peak(step: int) -> float:
         phase = plan.phases[plan.phase_at(step)]
-        return phase.lr / plan.lr * _SCHEDULES[config.schedule](step - phase.first_step, phase)
+        return phase.lr / plan.lr * _SCHEDULES[plan.schedule](step - phase.first_step, phase)
 
     return LambdaLR(optimizer, share_of_peak)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from embedtune.config import TrainingConfig
 from embedtune.data.batches import batches_per_epoch
@@ -42,12 +43,14 @@ class Recipe:
     """With mined negatives."""
     trainings: int = 1
     """How often all of it is done, from the same weights and in other orders; the mean of what they reach is taken."""
+    averaging: Literal["none", "swa"] = "none"
+    """Whether the mean of the weights of the steps with mined negatives is taken."""
 
 
 RECIPES = {
     "quick": Recipe(epochs=1, mined=0),
     "default": Recipe(epochs=1, mined=2),
-    "thorough": Recipe(epochs=1, mined=2, trainings=3),
+    "thorough": Recipe(epochs=1, mined=2, trainings=3, averaging="swa"),
 }
 
 
@@ -67,6 +70,8 @@ class Phase:
     """Whether hard negatives are mined before its first step."""
     neighbours: bool = False
     """Whether pairs that are linked by these come together, or each gets some added."""
+    averaged: bool = False
+    """Whether the mean of its steps' weights is what counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +80,17 @@ class Plan:
 
     phases: tuple[Phase, ...]
     eval_steps: int
-    """Optimiser steps between evaluations; there is always one after the last step."""
+    """Optimiser steps between evaluations; there is always one before negatives are mined and after the last step."""
     epochs: float
     """Passes over the pairs before negatives are mined, if they are what counts and not the steps."""
     mined_epochs: float
     """Passes with mined negatives."""
     trainings: int = 1
     """By this plan, from the same weights and in other orders of the pairs."""
+    averaging: Literal["none", "swa"] = "none"
+    """Whether the mean of the steps' weights is what counts in phases with mined negatives."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls in each phase after its warm-up."""
 
     @property
     def steps(self) -> int:
@@ -102,6 +111,11 @@ class Plan:
     def warmup_steps(self) -> int:
         """Of the first phase."""
         return self.phases[0].warmup_steps
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the model of that step is evaluated on the dev set."""
+        mines = any(phase.mines and phase.first_step == step for phase in self.phases)
+        return mines or step % self.eval_steps == 0 or step == self.steps
 
     def phase_at(self, step: int) -> int:
         """Number of the phase that the step after `step` steps belongs to; of the last one when all are done."""
@@ -146,6 +160,7 @@ def make_plan(
     )
     lr = config.lr or default_lr(method, init, width)
     recipe = RECIPES[config.recipe]
+    averaging = config.averaging if config.averaging != "auto" else recipe.averaging
     epochs, mined = config.epochs or recipe.epochs, _mined_epochs(config, recipe) if mining else 0.0
     lengths = [config.max_steps or _steps(epochs, batches_per_epoch(pairs, batch_size), config)]
     if mined:
@@ -159,6 +174,7 @@ def make_plan(
             lr=(config.mined_lr or MINED_SHARE * lr) if number else lr,
             mines=number > 0,
             neighbours=number > 0 and neighbours,
+            averaged=number > 0 and averaging == "swa",
         )
         for number, (steps, last_step) in enumerate(zip(lengths, accumulate(lengths), strict=True))
     )
@@ -168,7 +184,15 @@ def make_plan(
         epochs=epochs,
         mined_epochs=mined,
         trainings=config.trainings or recipe.trainings,
+        averaging=averaging,
+        schedule=_schedule(config, averaged=phases[-1].averaged),
     )
+
+
+def _schedule(config: TrainingConfig, *, averaged: bool) -> Literal["cosine", "linear", "constant"]:
+    if config.schedule != "auto":
+        return config.schedule
+    return "constant" if averaged else "cosine"
 
 
 def _evaluations(phases: Sequence[Phase], config: TrainingConfig, dev_texts: int | None) -> int:

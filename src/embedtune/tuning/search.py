@@ -88,7 +88,7 @@ def _prepare(config: TuneConfig, folder: SearchFolder, lock: RunLock, stop: Stop
 
 def _open_again(config: TuneConfig, given: TrainingConfig) -> TuneConfig:
     """The config with what follows from a dial, and is each trial's own, as it was given."""
-    own = ("eval_steps", "mined_lr", "mined_batch_size", "mined_batches")
+    own = ("eval_steps", "mined_lr", "mined_batch_size", "mined_batches", "averaging", "schedule")
     return replace(config, training=replace(config.training, **{name: getattr(given, name) for name in own}))
 
 

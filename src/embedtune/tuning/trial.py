@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from embedtune.loading import load_base
 from embedtune.measuring import DevSet
 from embedtune.phases import MinedPhases, Words
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.trainer import build_trainer, make_ready, run_plan
+from embedtune.trainer import build_trainer, make_ready, measured, run_plan
 from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
+from embedtune.training.loop import Measured
 from embedtune.training.signals import StopRequest
 
 Watch = Callable[[int, float], None]
@@ -83,11 +83,12 @@ def train_once(
     )
     trainer = phases.trainer
 
-    plan, evaluations = trainer.plan, itertools.count()
+    plan, metric = trainer.plan, config.training.metric
+    evaluated = filter(plan.evaluates_at, range(plan.steps + 1))
 
-    def evaluate() -> Mapping[str, float]:
-        metrics = material.dev.measure(encoder).means
-        watch(min(next(evaluations) * plan.eval_steps, plan.steps), metrics[config.training.metric])
-        return metrics
+    def evaluate() -> Measured:
+        found = measured(material.dev.measure(encoder), metric)
+        watch(next(evaluated), found.metrics[metric])
+        return found
 
     return replace(trainer, evaluate=evaluate).run(resume=False, stop=stop)

@@ -20,7 +20,7 @@ from embedtune.report.card.metadata import Part, card_data, dataset_id, hub_id, 
 from embedtune.report.card.settings import loss_in_words, portable_toml
 from embedtune.report.card.usage import CardModel, loading, usage, usage_notes
 from embedtune.report.goals import goal
-from embedtune.report.trainings import kept_members
+from embedtune.report.trainings import averaged_from, kept_members
 from embedtune.report.verdict import kept_nothing, verdict, why_nothing_kept
 
 _VERSIONS = ("torch", "transformers", "sentence-transformers", "peft")
@@ -125,6 +125,7 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if not kept_nothing(results) and len(members := kept_members(train)) > 1:
         steps = ", ".join(f"{member.best_step:,}" for member in members)
         kept = f"{steps}; the model is the mean of {len(members)} trainings' weights"
+    first = None if kept_nothing(results) else averaged_from(train)
     facts = {
         "Pairs trained on": _count(data.get("train_pairs")),
         "Pairs to choose the checkpoint on": _count(data.get("dev_pairs")),
@@ -136,6 +137,7 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
         "Steps": _count(train.get("steps")),
         "Step kept (best on dev)": kept,
+        "Weights kept": f"the mean of those of all steps from {first:,} on" if first is not None else None,
         "Parameters trained": f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None,
         "Share of the tuned weights": f"{blend:g}; the rest is the base's" if blend != 1 else None,
         "Precision": environment.get("precision"),

@@ -22,8 +22,9 @@ from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints, Progress
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
 from embedtune.training.plan import make_plan
+from embedtune.training.selection import Measured
 
 
 def given_objective(encoder: Encoder, batches: str, *, scale: float) -> ContrastiveObjective:

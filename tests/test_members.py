@@ -32,7 +32,8 @@ from embedtune.errors import ConfigError, TrainingInterrupted
 from embedtune.models.cross_encoder import score_pairs
 from embedtune.pipeline import train
 from embedtune.progress import SilentReporter
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
+from embedtune.training.selection import Measured
 from embedtune.training.signals import StopRequest
 from tests.interrupts import StopsAfter
 

@@ -29,10 +29,11 @@ from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.graded import GradedObjective
 from embedtune.training.kinds import mines, settings_for
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.objective import WithScale, check_loss
 from embedtune.training.plan import Plan, make_plan
+from embedtune.training.selection import Measured
 
 
 def make_ready(encoder: Encoder, config: TrainConfig, reporter: Reporter) -> dict[str, Any]:

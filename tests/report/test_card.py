@@ -133,10 +133,10 @@ def test_the_hub_reads_its_head(results: dict[str, Any], config: TrainConfig) ->
 def test_a_mean_of_trainings_is_told(results: dict[str, Any], config: TrainConfig) -> None:
     reached = {"steps": 10, "best_step": 10, "best_metric": 0.75, "kept": True}
     results["train"]["members"] = [reached, {**reached, "best_step": 5}]
-    row = ["Step kept (best on dev)", "10, 15; the model is the mean of 2 trainings' weights"]
+    row = ["Step kept (by dev)", "10, 15; the model is the mean of 2 trainings' weights"]
     assert row in Rendered(model_card(results, config, MODEL)).rows
     results["train"]["members"][1]["kept"] = False
-    assert ["Step kept (best on dev)", "10"] in Rendered(model_card(results, config, MODEL)).rows
+    assert ["Step kept (by dev)", "10"] in Rendered(model_card(results, config, MODEL)).rows
 
 
 def test_a_mean_of_steps_is_told(results: dict[str, Any], config: TrainConfig) -> None:

@@ -27,9 +27,10 @@ from embedtune.progress import SilentReporter
 from embedtune.training.batch import batch_tokens, contrastive_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
+from embedtune.training.selection import Measured
 
 PAIRS = Pairs(
     query_ids=np.array([5, 2, 5, 7, 8]),

@@ -25,11 +25,12 @@ from embedtune.training import loop
 from embedtune.training.budget import choose_micro_batch
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch, embed_batch
 from embedtune.training.plan import make_plan
 from embedtune.training.random_state import same_bits
 from embedtune.training.replay import Replay
+from embedtune.training.selection import Measured
 from embedtune.training.words import WordTeacher
 
 pytestmark = [

@@ -24,9 +24,10 @@ from embedtune.models.encoder import Encoder
 from embedtune.progress import SilentReporter
 from embedtune.training.checkpoint import Checkpoints
 from embedtune.training.contrastive import ContrastiveObjective
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
 from embedtune.training.optim import build_optimizer
 from embedtune.training.plan import make_plan
+from embedtune.training.selection import Measured
 
 ROWS = 24
 

@@ -25,9 +25,10 @@ from embedtune.errors import NonFiniteLossError, RunError, TrainingInterrupted
 from embedtune.progress import SilentReporter
 from embedtune.training import loop
 from embedtune.training.checkpoint import Checkpoints
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.plan import make_plan
+from embedtune.training.selection import Measured
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -29,9 +29,10 @@ from embedtune.trainer import build_trainer
 from embedtune.training import teacher as teaching
 from embedtune.training.contrastive import ContrastiveObjective
 from embedtune.training.guide import guide_table
-from embedtune.training.loop import Measured, Trainer
+from embedtune.training.loop import Trainer
 from embedtune.training.microbatch import MicroBatch
 from embedtune.training.objective import WithScale
+from embedtune.training.selection import Measured
 from embedtune.training.teacher import SCORES, taught
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -38,21 +38,13 @@ from embedtune.training.microbatch import MicroBatch
 from embedtune.training.optim import allocate_moments, build_optimizer, build_scheduler
 from embedtune.training.plan import Plan
 from embedtune.training.random_state import random_state, restore_random_state
+from embedtune.training.selection import Measured, Worse, count_evaluation
 from embedtune.training.signals import EXIT_SECONDS, Stopped, StopRequest, stop_requests
 from embedtune.training.state import State, Step
 
 logger = logging.getLogger(__name__)
 
 Objective = Callable[[IdArray], tuple[Tensor, int]]
-
-
-class Measured(NamedTuple):
-    """What an evaluation on the dev set found."""
-
-    metrics: Mapping[str, float]
-    items: Sequence[float] = ()
-    """What each question, or pair of texts, has a part in the deciding metric with; empty where that is not known."""
-
 
 Evaluate = Callable[[], Measured]
 
@@ -78,10 +70,8 @@ class Trainer:
     reporter: Reporter
     start: Measured | None = None
     """What an evaluation before the first step finds, where that is known."""
-    worse: Callable[[Sequence[float], Sequence[float]], bool] | None = None
-    """Whether an evaluation with the first items is worse than one with the second by more than noise. The latest that
-    is not worse than the best counts: the best of several is so by chance too, and what is trained longer is better.
-    Where it can't be told, the best counts."""
+    worse: Worse | None = None
+    """Tells which evaluation's weights are kept (`count_evaluation`)."""
     mixed_precision: str = "no"
     """Accelerate's: "fp16" scales the loss; "no" for fp32 and bf16, whose range needs no scaling."""
     micro_batch: MicroBatch | None = None
@@ -100,7 +90,7 @@ class Trainer:
         return Faults(self.model, self.checkpoints, self.not_finite)
 
     def run(self, *, resume: bool, stop: StopRequest | None = None) -> Progress:
-        """Train; the model ends with the weights of the best evaluation.
+        """Train; the model ends with the weights of the evaluation that counts.
 
         Args:
             resume: go on from the newest checkpoint, if there is any.
@@ -327,21 +317,12 @@ class Trainer:
         """Evaluate on dev, note whether these weights are the ones to keep by now, and write a checkpoint."""
         progress, name = state.progress, self.config.metric
         self._faults.check_weights(progress.step)
-        metrics, items = self._measure(state)
-        progress.evaluations.append({"step": progress.step, **metrics})
-        if metrics[name] > progress.highest_metric:
-            progress.highest_metric, progress.highest_items = metrics[name], list(items)
-            progress.evaluations_without_gain = 0
-            counts = True
-        else:
-            progress.evaluations_without_gain += 1
-            counts = progress.best_step > 0 and self.worse is not None and not self.worse(items, progress.highest_items)
-        if counts:
-            progress.best_metric, progress.best_step = metrics[name], progress.step
+        found = self._measure(state)
+        count_evaluation(progress, found, metric=name, worse=self.worse)
         self._save(state)
         self._log_evaluation(state)
         reporter.evaluated(
-            step=progress.step, metric=name, value=metrics[name], best=progress.best_step == progress.step
+            step=progress.step, metric=name, value=found.metrics[name], best=progress.best_step == progress.step
         )
 
     def _measure(self, state: State) -> Measured:

@@ -17,7 +17,7 @@ from embedtune.progress import Reporter, SilentReporter
 from embedtune.trainer import build_trainer, make_ready, measured, run_plan
 from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
-from embedtune.training.loop import Measured
+from embedtune.training.selection import Measured
 from embedtune.training.signals import StopRequest
 
 Watch = Callable[[int, float], None]

@@ -136,7 +136,7 @@ def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "Pairs in a batch": _count(train.get("batch_size", training.get("batch_size"))),
         "Learning rate": f"{training['lr']:g}, {training.get('schedule', '')}" if "lr" in training else None,
         "Steps": _count(train.get("steps")),
-        "Step kept (best on dev)": kept,
+        "Step kept (by dev)": kept,
         "Weights kept": f"the mean of those of all steps from {first:,} on" if first is not None else None,
         "Parameters trained": f"{trained:,} of {total:,} ({trained / total:.2%})" if trained and total else None,
         "Share of the tuned weights": f"{blend:g}; the rest is the base's" if blend != 1 else None,

@@ -110,7 +110,8 @@ def _evaluate_within(
     dev: RetrievalTask, encoder: Encoder, task: RetrievalTask, texts: Texts, embedded: Embedded
 ) -> Evaluation:
     """The evaluation on a task whose passages are among another's, which are embedded."""
-    places_D = np.argsort(task.passage_ids)[np.searchsorted(np.sort(task.passage_ids), dev.passage_ids)]
+    order_D = np.argsort(task.passage_ids)
+    places_D = order_D[np.searchsorted(task.passage_ids, dev.passage_ids, sorter=order_D)]
     queries_QE = encoder.embed_all(texts.queries, dev.query_ids)
     return evaluate_embeddings(dev, queries_QE, embedded.corpus_DE[places_D])
 

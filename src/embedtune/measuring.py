@@ -101,11 +101,6 @@ class DevSet:
         return difference_interval(other_N, one_N, seed=self.seed, grades_N=self.grades_N, groups_N=groups_N)[1] < 0
 
 
-def items_of(found: Evaluation | Similarity, metric: str) -> FloatArray:
-    """The metric of each question; of graded pairs the cosines, whose order is what counts."""
-    return found.cosines_N if isinstance(found, Similarity) else found.per_query[metric]
-
-
 def dev_set(splits: Splits, texts: Texts, config: TrainingConfig, *, seed: int) -> DevSet:
     """The dev split, for every training of a run and for the models between base and tuned."""
     if splits.collection.graded:

@@ -12,12 +12,13 @@ from embedtune.data.batches import epoch_batches
 from embedtune.data.prepare import Splits
 from embedtune.data.tokens import Texts
 from embedtune.errors import ConfigError
+from embedtune.evaluation.noise import items_of
 from embedtune.evaluation.run import Evaluation
 from embedtune.evaluation.similarity import Similarity
 from embedtune.loading import other_model
 from embedtune.losses.build import build_loss
 from embedtune.losses.scale import LearnedScale
-from embedtune.measuring import DevSet, dev_corpus, dev_set, dev_texts, items_of
+from embedtune.measuring import DevSet, dev_corpus, dev_set, dev_texts
 from embedtune.models.adapters import make_trainable, trainable_parameters
 from embedtune.models.encoder import Encoder
 from embedtune.models.recompute import recompute_layers
@@ -146,8 +147,8 @@ def build_trainer(
     return Trainer(
         model=encoder if scale is None else WithScale(encoder, scale),
         objective=objective,
-        evaluate=lambda: measured(dev.measure(encoder), config.metric),
-        start=None if dev.base is None else measured(dev.base, config.metric),
+        evaluate=lambda: _measured(dev.measure(encoder), config.metric),
+        start=None if dev.base is None else _measured(dev.base, config.metric),
         worse=dev.worse,
         pairs=splits.train,
         config=config,
@@ -163,7 +164,7 @@ def build_trainer(
     )
 
 
-def measured(found: Evaluation | Similarity, metric: str) -> Measured:
+def _measured(found: Evaluation | Similarity, metric: str) -> Measured:
     """What an evaluation on the dev set means to the step loop, for which that metric decides."""
     return Measured(found.means, items_of(found, metric).tolist())
 

@@ -16,7 +16,7 @@ from embedtune.data.collection import IdArray
 from embedtune.evaluation.forgetting import SetScores, mean_score, measure
 from embedtune.evaluation.general import GeneralSet
 from embedtune.evaluation.metrics import FloatArray
-from embedtune.evaluation.noise import difference_interval
+from embedtune.evaluation.noise import difference_interval, items_of
 from embedtune.evaluation.run import Evaluation
 from embedtune.evaluation.similarity import Similarity, rank_correlations
 from embedtune.models.blend import blends
@@ -87,10 +87,13 @@ def blend_curve(
 def _point(
     weight: float, dev: Evaluation | Similarity, general: Sequence[SetScores], metric: str, groups_Q: IdArray | None
 ) -> BlendPoint:
-    kept = mean_score(general)
-    if isinstance(dev, Similarity):
-        return BlendPoint(weight=weight, dev_Q=dev.cosines_N, forgetting=kept, grades_Q=dev.grades_N)
-    return BlendPoint(weight=weight, dev_Q=dev.per_query[metric], forgetting=kept, groups_Q=groups_Q)
+    return BlendPoint(
+        weight=weight,
+        dev_Q=items_of(dev, metric),
+        forgetting=mean_score(general),
+        grades_Q=dev.grades_N if isinstance(dev, Similarity) else None,
+        groups_Q=groups_Q,
+    )
 
 
 def recommend(points: Sequence[BlendPoint], *, seed: int) -> float:

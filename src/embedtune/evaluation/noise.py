@@ -9,7 +9,8 @@ import numpy as np
 
 from embedtune.data.collection import IdArray
 from embedtune.evaluation.metrics import FloatArray
-from embedtune.evaluation.similarity import RESAMPLES, rank_correlations
+from embedtune.evaluation.run import Evaluation
+from embedtune.evaluation.similarity import RESAMPLES, Similarity, rank_correlations
 from embedtune.evaluation.stats import paired_difference
 
 _VALUES_PER_BATCH = 2**20
@@ -65,3 +66,8 @@ def spearman_interval(
         )
     low, high = np.quantile(np.concatenate(differences), (0.025, 0.975))
     return float(low), float(high)
+
+
+def items_of(found: Evaluation | Similarity, metric: str) -> FloatArray:
+    """The metric of each question; of graded pairs the cosines, whose order is what counts."""
+    return found.cosines_N if isinstance(found, Similarity) else found.per_query[metric]

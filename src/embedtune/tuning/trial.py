@@ -14,7 +14,7 @@ from embedtune.loading import load_base
 from embedtune.measuring import DevSet
 from embedtune.phases import MinedPhases, Words
 from embedtune.progress import Reporter, SilentReporter
-from embedtune.trainer import build_trainer, make_ready, measured, run_plan
+from embedtune.trainer import build_trainer, make_ready, run_plan
 from embedtune.training.advice import Advice
 from embedtune.training.checkpoint import Progress
 from embedtune.training.selection import Measured
@@ -87,7 +87,7 @@ def train_once(
     evaluated = filter(plan.evaluates_at, range(plan.steps + 1))
 
     def evaluate() -> Measured:
-        found = measured(material.dev.measure(encoder), metric)
+        found = trainer.evaluate()
         watch(next(evaluated), found.metrics[metric])
         return found
 
